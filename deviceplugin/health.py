@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The health of each physical unit: what the probe sees, held back by rules until a recovery can be believed.
+
+A probe says what it sees at one moment. A unit that was unhealthy stays so until the rule of its cause lets it go, and a unit that flaps is held
+longer each time. Pure: time comes in, a verdict comes out; the caller keeps :meth:`HealthBook.dump` on disk, so that a fault survives a restart.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from deviceplugin.model import Health
+
+
+class Recovery(enum.Enum):
+    """When a unit may be healthy again after the probe stopped seeing the cause."""
+
+    QUIET = "quiet"
+    """Once the probe has said healthy for the rule's ``seconds``."""
+    RESET = "reset"
+    """After a reboot of the machine, or when the unit's incarnation changes: the quiet that follows proves nothing."""
+    NEVER = "never"
+    """Not until an operator forgets the fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a unit recovers from one cause."""
+
+    recovery: Recovery = Recovery.QUIET
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Damping:
+    """A unit that became unhealthy ``flaps`` times within ``window`` seconds stays unhealthy until it was quiet for ``hold`` seconds."""
+
+    flaps: int = 5
+    window: float = 300.0
+    hold: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What the probe said of one unit: the worst of its devices. ``incarnation`` changes with each reset of the unit, where the plugin can tell."""
+
+    health: Health
+    cause: str = ""
+    incarnation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitHealth:
+    """What is advertised of one unit, since when (seconds of the caller's wall clock), and why."""
+
+    health: Health
+    cause: str = ""
+    since: float = 0.0
+    incarnation: str = ""
+    quiet_since: float | None = None
+    falls: tuple[float, ...] = ()
+
+
+class HealthBook:
+    """The state machine of every unit of one plugin. Not thread-safe: the inventory that owns it calls."""
+
+    def __init__(self, rules: Mapping[str, Rule] | None = None, damping: Damping | None = None, boot_id: str = "") -> None:
+        self._rules = dict(rules or {})
+        self._damping = damping or Damping()
+        self._boot_id = boot_id
+        self._units: dict[str, UnitHealth] = {}
+
+    def rule(self, cause: str) -> Rule:
+        """The rule for a cause: its own, else that of the part before the first colon, else of ``default``, else none: the probe's word counts."""
+        for key in (cause, cause.partition(":")[0], "default"):
+            if key in self._rules:
+                return self._rules[key]
+        return Rule()
+
+    def see(self, unit: str, seen: Sighting, now: float) -> UnitHealth:
+        """Takes the probe's word about a unit and answers what to advertise."""
+        old = self._units.get(unit)
+        new = self._first(seen, now) if old is None else self._next(old, seen, now)
+        self._units[unit] = new
+        return new
+
+    def due(self, now: float) -> float | None:
+        """Seconds until some unit may recover by itself, if any: when to look again."""
+        waits = [self._hold(u) - (now - u.quiet_since) for u in self._units.values() if u.quiet_since is not None and u.health is not Health.HEALTHY]
+        waits = [w for w in waits if w < float("inf")]
+        return max(0.0, min(waits)) if waits else None
+
+    def forget(self, unit: str) -> None:
+        """Drops what is known of a unit: an operator's pardon."""
+        self._units.pop(unit, None)
+
+    def get(self, unit: str) -> UnitHealth | None:
+        return self._units.get(unit)
+
+    def _first(self, seen: Sighting, now: float) -> UnitHealth:
+        falls = (now,) if seen.health is Health.UNHEALTHY else ()
+        return UnitHealth(seen.health, seen.cause, now, seen.incarnation, falls=falls)
+
+    def _next(self, old: UnitHealth, seen: Sighting, now: float) -> UnitHealth:
+        falls = tuple(t for t in old.falls if now - t < self._damping.window)
+        old = replace(old, falls=falls)
+        if seen.health is not Health.HEALTHY:
+            if old.health is seen.health and old.cause == seen.cause:
+                return replace(old, quiet_since=None, incarnation=seen.incarnation or old.incarnation)
+            if old.health is Health.UNHEALTHY and self._outlasts(old.cause, seen):
+                # A fault that only a reset clears is not overwritten by a lesser one: that one's recovery would pardon both.
+                return replace(old, quiet_since=None)
+            if old.health is Health.HEALTHY and seen.health is Health.UNHEALTHY:
+                falls = (*falls, now)
+            return UnitHealth(seen.health, seen.cause, now, seen.incarnation or old.incarnation, falls=falls)
+        if old.health is Health.HEALTHY:
+            return replace(old, incarnation=seen.incarnation or old.incarnation)
+        if old.health is Health.UNKNOWN:
+            return UnitHealth(Health.HEALTHY, "", now, seen.incarnation or old.incarnation, falls=falls)
+        if self.rule(old.cause).recovery is Recovery.RESET and seen.incarnation and old.incarnation and seen.incarnation != old.incarnation:
+            return UnitHealth(Health.HEALTHY, "", now, seen.incarnation, falls=falls)
+        quiet = now if old.quiet_since is None else min(old.quiet_since, now)
+        held = replace(old, quiet_since=quiet)
+        if now - quiet >= self._hold(held):
+            return UnitHealth(Health.HEALTHY, "", now, seen.incarnation or old.incarnation, falls=falls)
+        return held
+
+    def _outlasts(self, cause: str, seen: Sighting) -> bool:
+        order = [Recovery.QUIET, Recovery.RESET, Recovery.NEVER]
+        theirs = order.index(self.rule(seen.cause).recovery) if seen.health is Health.UNHEALTHY else -1
+        return order.index(self.rule(cause).recovery) > max(theirs, 0)
+
+    def _hold(self, unit: UnitHealth) -> float:
+        """Seconds of quiet that the unit needs before it is healthy again."""
+        if unit.health is Health.UNKNOWN:
+            return 0.0
+        rule = self.rule(unit.cause)
+        if rule.recovery is not Recovery.QUIET:
+            return float("inf")
+        return max(rule.seconds, self._damping.hold if len(unit.falls) >= self._damping.flaps else 0.0)
+
+    def dump(self) -> dict[str, Any]:
+        """The faults that must outlive this process, as JSON types. Healthy units are left out: the next probe says so again."""
+        faults = {
+            name: {"cause": u.cause, "since": u.since, "incarnation": u.incarnation, "falls": list(u.falls)}
+            for name, u in sorted(self._units.items())
+            if u.health is Health.UNHEALTHY
+        }
+        return {"boot_id": self._boot_id, "units": faults}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes what :meth:`dump` gave. After a reboot, faults that a reset clears are gone; those for good are not."""
+        rebooted = state.get("boot_id") != self._boot_id
+        for name, fault in state.get("units", {}).items():
+            cause = str(fault["cause"])
+            if rebooted and self.rule(cause).recovery is not Recovery.NEVER:
+                continue
+            self._units[name] = UnitHealth(
+                Health.UNHEALTHY, cause, float(fault["since"]), str(fault["incarnation"]), falls=tuple(float(t) for t in fault["falls"])
+            )

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One gRPC server on one socket, for one resource: the only file that knows the server side of gRPC.
+
+An endpoint is never restarted and its path never used again: grpcio removes whatever is at the path when it binds and once more when it is torn down,
+so a successor on the same path would lose its socket (https://github.com/grpc/grpc/issues/17122).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+from deviceplugin.inventory import Snapshot
+from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
+from deviceplugin.kubelet import pluginregistration_v1_pb2 as reg
+from deviceplugin.kubelet.handlers import Handlers, Refused, timed
+from deviceplugin.kubelet.paths import NAME_MAX, SUN_PATH_MAX, SocketId, identify, listening, socket_stem
+from deviceplugin.tally import Tally
+
+log = logging.getLogger(__name__)
+
+WORKERS = 48
+"""Threads of one server, made when needed. A stream holds one for its whole life, so streams get :data:`MAX_STREAMS` of them and calls keep the rest:
+with fewer, leaked streams could starve Allocate, and with it the kubelet."""
+
+MAX_STREAMS = 24
+
+COALESCE = 0.1
+"""Seconds between two lists on one stream. The first change goes out at once; each costs the kubelet a checkpoint written and synced to disk."""
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # No limit on the age or idleness of a connection: its end is final for the kubelet.
+    ("grpc.max_connection_age_ms", 2**31 - 1),
+    ("grpc.max_connection_idle_ms", 2**31 - 1),
+    ("grpc.so_reuseport", 0),
+)
+
+_nonce = os.urandom(4).hex()
+_numbers = itertools.count(1)
+
+
+class EndpointError(Exception):
+    """The socket cannot be served; the text says which and why."""
+
+
+def socket_name(resource: str) -> str:
+    """A name that no process ever used: in a container the process id is the same after every restart, hence the random part."""
+    tail = f"-{_nonce}-{next(_numbers)}.sock"
+    return socket_stem(resource, NAME_MAX - len(tail) - 1) + tail
+
+
+class Endpoint:
+    """A server bound and answering. ``on_change`` is called, from any thread, when a stream begins or ends or the plugin watcher reports."""
+
+    def __init__(self, directory: str, handlers: Handlers, tally: Tally, on_change: Callable[[], None], *, publish: bool = False) -> None:
+        """``publish`` is for the plugins_registry directory: the server is bound under a name the kubelet ignores and then renamed."""
+        self.handlers = handlers
+        self.name = socket_name(handlers.resource)
+        self.path = os.path.join(directory, self.name)
+        self.streams_opened = 0
+        self.notified: tuple[bool, str] | None = None
+        self._bound_path = os.path.join(directory, f".{self.name}") if publish else self.path
+        self._tally = tally
+        self._on_change = on_change
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._streams: dict[int, int] = {}
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix=f"rpc-{handlers.resource}")
+        self._server = self._bind(directory, publish)
+        self.identity = self._settle()
+
+    def _bind(self, directory: str, publish: bool) -> grpc.Server:
+        if len(os.fsencode(self._bound_path)) > SUN_PATH_MAX:
+            raise EndpointError(
+                f"{self._bound_path}: a socket's path may have {SUN_PATH_MAX} characters, this has {len(os.fsencode(self._bound_path))}"
+            )
+        if not os.path.isdir(directory):
+            raise EndpointError(f"{directory} is not there: the kubelet makes it when it starts; is it mounted?")
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise EndpointError(f"no permission to make a socket in {directory} (uid {os.getuid()}): the kubelet's directories are root's")
+        server = grpc.server(self._pool, options=_OPTIONS)
+        server.add_generic_rpc_handlers(self._services(publish))
+        try:
+            bound = server.add_insecure_port(f"unix:{self._bound_path}")
+        except RuntimeError as error:
+            bound = 0
+            log.debug("bind: %s", error)
+        if not bound:
+            # grpcio writes the reason to its own log only.
+            raise EndpointError(f"cannot bind a socket at {self._bound_path} (uid {os.getuid()})")
+        os.chmod(self._bound_path, 0o600)
+        server.start()
+        return server
+
+    def _settle(self) -> SocketId:
+        # The kubelet dials back while it holds our Register call: it must find us answering.
+        if not listening(self._bound_path):
+            raise EndpointError(f"{self._bound_path}: bound, but nobody can connect to it")
+        if self._bound_path != self.path:
+            # A rename is what the plugin watcher sees as one complete new socket; names that begin with a dot it does not see.
+            os.rename(self._bound_path, self.path)
+        identity = identify(self.path)
+        if identity is None:
+            raise EndpointError(f"{self.path}: the socket vanished while it was being made")
+        return identity
+
+    @property
+    def intact(self) -> bool:
+        """Whether our socket is still the one at our path. The kubelet removes it when it starts; grpcio never notices."""
+        return self.identity.same_file(identify(self.path))
+
+    @property
+    def streams(self) -> int:
+        return len(self._streams)
+
+    def lag(self) -> int:
+        """How many generations the slowest stream is behind."""
+        sent = list(self._streams.values())
+        return max((self.handlers.snapshots.get().generation - one for one in sent), default=0)
+
+    def stop(self, grace: float = 0.5) -> threading.Event:
+        """Ends the streams, lets calls in flight finish within ``grace`` seconds, and removes our socket. Returns an event: all is done."""
+        self._stopping.set()
+        self.handlers.snapshots.wake()
+        if self.intact:
+            os.unlink(self.path)
+        done: threading.Event = self._server.stop(grace)
+        # The pool may only go when no call can reach it any more.
+        threading.Thread(target=self._reap, args=(done,), name="endpoint-reaper", daemon=True).start()
+        return done
+
+    def _reap(self, done: threading.Event) -> None:
+        done.wait()
+        self._pool.shutdown(wait=False)
+
+    def _services(self, publish: bool) -> tuple[grpc.GenericRpcHandler, ...]:
+        handlers = self.handlers
+        plugin = grpc.method_handlers_generic_handler(
+            "v1beta1.DevicePlugin",
+            {
+                "GetDevicePluginOptions": self._unary(pb.Empty, lambda _: handlers.options(), "GetDevicePluginOptions"),
+                "GetPreferredAllocation": self._unary(pb.PreferredAllocationRequest, handlers.preferred, "GetPreferredAllocation"),
+                "Allocate": self._unary(pb.AllocateRequest, handlers.allocate, "Allocate"),
+                "PreStartContainer": self._unary(pb.PreStartContainerRequest, handlers.prestart, "PreStartContainer"),
+                # The list is already encoded: it is made once for all streams.
+                "ListAndWatch": grpc.unary_stream_rpc_method_handler(self._stream, pb.Empty.FromString, None),
+            },
+        )
+        if not publish:
+            return (plugin,)
+        watcher = grpc.method_handlers_generic_handler(
+            "pluginregistration.Registration",
+            {
+                "GetInfo": self._unary(reg.InfoRequest, lambda _: self._info(), "GetInfo"),
+                "NotifyRegistrationStatus": self._unary(reg.RegistrationStatus, self._notify, "NotifyRegistrationStatus"),
+            },
+        )
+        return (plugin, watcher)
+
+    def _unary(self, request: Any, function: Callable[[Any], Any], call: str) -> grpc.RpcMethodHandler:
+        def handle(message: Any, context: grpc.ServicerContext) -> Any:
+            stop_clock = timed(self._tally, self.handlers.resource, call)
+            try:
+                return function(message)
+            except Refused as error:
+                self._tally.count("rpc_failures", resource=self.handlers.resource, call=call, code=error.code)
+                log.warning("%s: %s refused: %s", self.handlers.resource, call, error)
+                context.abort(grpc.StatusCode[error.code], str(error))
+            finally:
+                stop_clock()
+
+        return grpc.unary_unary_rpc_method_handler(handle, request.FromString, lambda reply: reply.SerializeToString())
+
+    def _stream(self, _request: pb.Empty, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """The full list now and after each change, until the client goes or we stop.
+
+        An older stream is never ended because a newer came: the kubelet would take it for the end of the newer one.
+        """
+        stream = object()
+        with self._lock:
+            if len(self._streams) >= MAX_STREAMS:
+                log.error("%s: %d streams are open; a further one is refused", self.handlers.resource, MAX_STREAMS)
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} ListAndWatch streams are open")
+            self._streams[id(stream)] = 0
+            self.streams_opened += 1
+        cell = self.handlers.snapshots
+        gone = threading.Event()
+
+        def wake() -> None:
+            gone.set()
+            cell.wake()
+
+        if not context.add_callback(wake):
+            gone.set()
+        self._on_change()
+        try:
+            yield from self._lists(id(stream), gone)
+        finally:
+            with self._lock:
+                del self._streams[id(stream)]
+            self._on_change()
+
+    def _lists(self, stream: int, gone: threading.Event) -> Iterator[bytes]:
+        cell = self.handlers.snapshots
+        sent = 0
+
+        def over() -> bool:
+            return gone.is_set() or self._stopping.is_set()
+
+        def news(snapshot: Snapshot) -> bool:
+            return snapshot.generation != sent or over()
+
+        while True:
+            snapshot = cell.wait(news)
+            if over():
+                return
+            sent = self._streams[stream] = snapshot.generation
+            self._tally.count("lists", resource=self.handlers.resource)
+            yield snapshot.payload
+            if gone.wait(COALESCE):
+                return
+
+    def _info(self) -> reg.PluginInfo:
+        # An empty endpoint is this very socket.
+        return reg.PluginInfo(type="DevicePlugin", name=self.handlers.resource, endpoint="", supported_versions=["v1beta1"])
+
+    def _notify(self, status: reg.RegistrationStatus) -> reg.RegistrationStatusResponse:
+        self.notified = (status.plugin_registered, status.error)
+        self._on_change()
+        return reg.RegistrationStatusResponse()

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps one resource registered: looks, lets :mod:`lifecycle` decide, and does it. One thread per resource."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
+from deviceplugin.kubelet.endpoint import Endpoint, EndpointError
+from deviceplugin.kubelet.handlers import Handlers
+from deviceplugin.kubelet.lifecycle import EXPECT, REDIAL, Action, Facts, Outcome, Phase, State, announced, wake_at, watched
+from deviceplugin.kubelet.paths import Paths, identify, listening
+from deviceplugin.tally import Tally
+
+log = logging.getLogger(__name__)
+
+POLL = 5.0
+"""Seconds between two looks when no event calls for one: events may be lost."""
+
+REGISTER_TIMEOUT = 30.0
+"""The kubelet dials back and asks for our options inside the Register call, for up to 10 s, within our deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a resource stands with the kubelet, for people."""
+
+    phase: Phase
+    endpoint: str
+    streams: int
+    lag: int
+    registrations: int
+    error: str
+
+
+class Registrar:
+    """The registration of one resource. :meth:`wake` may be called from any thread whenever something may have changed."""
+
+    def __init__(self, handlers: Handlers, paths: Paths, tally: Tally, *, watcher: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self.resource = handlers.resource
+        self.registrations = 0
+        self._handlers = handlers
+        self._paths = paths
+        self._tally = tally
+        self._watcher = watcher
+        self._clock = clock
+        self._state = State(since=clock())
+        self._endpoint: Endpoint | None = None
+        self._spare: Endpoint | None = None
+        self._channel: grpc.Channel | None = None
+        self._call: Any = None
+        self._outcome: Outcome | None = None
+        self._error = ""
+        self._wake = threading.Event()
+        self._stopping = False
+        self._stopped: list[threading.Event] = []
+        self._thread = threading.Thread(target=self._run, name=f"register-{self.resource}", daemon=True)
+
+    def prepare(self) -> None:
+        """Makes the socket in advance, so that a standby has only to announce it."""
+        try:
+            self._spare = self._new_endpoint()
+        except EndpointError as error:
+            log.debug("%s: no socket in advance: %s", self.resource, error)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def stop(self, grace: float = 0.5) -> None:
+        """Ends the streams, waits for that, and removes our socket. Another instance may register as soon as this returns."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5.0)
+        self._retire(grace)
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            self._stopped.append(spare.stop(0.0))
+        for done in self._stopped:
+            done.wait(grace + 0.5)
+
+    def standing(self) -> Standing:
+        endpoint = self._endpoint
+        return Standing(
+            self._state.phase,
+            endpoint.name if endpoint else "",
+            endpoint.streams if endpoint else 0,
+            endpoint.lag() if endpoint else 0,
+            self.registrations,
+            self._error,
+        )
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            # A decision may call for the next one at once: retire, then announce again.
+            while self._step() is not Action.NONE and not self._stopping:
+                continue
+            due, now = wake_at(self._state, REDIAL if self._watcher else EXPECT), self._clock()
+            self._wake.wait(POLL if due is None or due <= now else min(POLL, due - now))
+
+    def _step(self) -> Action:
+        endpoint = self._endpoint
+        facts = Facts(
+            now=self._clock(),
+            kubelet=identify(self._paths.kubelet_socket),
+            intact=endpoint is None or endpoint.intact,
+            streams=endpoint.streams if endpoint else 0,
+            opened=endpoint.streams_opened if endpoint else 0,
+            outcome=self._outcome,
+        )
+        before = self._state
+        self._state, action = (watched if self._watcher else announced)(before, facts, random.random)
+        if self._state.phase is Phase.SERVING and before.phase is not Phase.SERVING:
+            self._error = ""
+            self._hang_up()
+            log.info("%s: the kubelet reads the list of devices (%s)", self.resource, endpoint.name if endpoint else "")
+        if action is Action.RETIRE:
+            if before.phase is Phase.SERVING:
+                log.info("%s: the kubelet no longer reads the list; registering anew", self.resource)
+            self._retire()
+        elif action is Action.ANNOUNCE:
+            self._announce()
+        return action
+
+    def _new_endpoint(self) -> Endpoint:
+        directory = self._paths.plugins_registry if self._watcher else self._paths.device_plugins
+        return Endpoint(directory, self._handlers, self._tally, self._changed, publish=self._watcher)
+
+    def _announce(self) -> None:
+        if not self._watcher and not listening(self._paths.kubelet_socket):
+            self._fail(Outcome.FAILED, f"{self._paths.kubelet_socket} is there, but no kubelet listens on it")
+            return
+        spare, self._spare = self._spare, None
+        try:
+            if spare is not None and not spare.intact:
+                self._stopped.append(spare.stop(0.0))
+                spare = None
+            self._endpoint = spare or self._new_endpoint()
+        except (EndpointError, OSError) as error:
+            self._fail(Outcome.FAILED, str(error))
+            return
+        self.registrations += 1
+        self._tally.count("registrations", resource=self.resource)
+        if not self._watcher:
+            self._register(self._endpoint)
+
+    def _register(self, endpoint: Endpoint) -> None:
+        options = (("grpc.default_authority", "localhost"), ("grpc.use_local_subchannel_pool", 1))
+        self._channel = grpc.insecure_channel(f"unix:{self._paths.kubelet_socket}", options=options)
+        register = self._channel.unary_unary(
+            "/v1beta1.Registration/Register", request_serializer=pb.RegisterRequest.SerializeToString, response_deserializer=pb.Empty.FromString
+        )
+        request = pb.RegisterRequest(version="v1beta1", endpoint=endpoint.name, resource_name=self.resource, options=self._handlers.options())
+        call = register.future(request, timeout=REGISTER_TIMEOUT)
+        self._call = call
+        call.add_done_callback(self._answered)
+
+    def _answered(self, call: Any) -> None:
+        if call is not self._call or call.cancelled():
+            return
+        error = call.exception()
+        if error is None:
+            self._outcome = Outcome.ACCEPTED
+            self._wake.set()
+            return
+        code, details = error.code(), error.details() or ""
+        self._tally.count("registration_failures", resource=self.resource, code=code.name)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            self._fail(Outcome.UNKNOWN, f"the kubelet did not answer Register within {REGISTER_TIMEOUT:g} s")
+        elif "is invalid" in details or "not supported by kubelet" in details:
+            self._fail(Outcome.REFUSED, f"the kubelet refuses {self.resource} for good: {details}")
+        else:
+            self._fail(Outcome.FAILED, f"Register failed: {code.name}: {details}")
+
+    def _fail(self, outcome: Outcome, text: str) -> None:
+        if text != self._error:  # once per reason, not once per try
+            (log.error if outcome is Outcome.REFUSED else log.warning)("%s: %s; trying again", self.resource, text)
+        self._error = text
+        self._outcome = outcome
+        self._wake.set()
+
+    def _changed(self) -> None:
+        endpoint = self._endpoint
+        if endpoint is not None and endpoint.notified is not None and not endpoint.notified[0] and endpoint.notified[1] != self._error:
+            self._error = endpoint.notified[1]
+            log.error("%s: the kubelet refuses the registration: %s", self.resource, self._error)
+        self._wake.set()
+
+    def _hang_up(self) -> None:
+        channel, self._channel = self._channel, None
+        self._call, self._outcome = None, None
+        if channel is not None:
+            channel.close()
+
+    def _retire(self, grace: float = 0.0) -> None:
+        self._hang_up()
+        endpoint, self._endpoint = self._endpoint, None
+        self._stopped = [done for done in self._stopped if not done.is_set()]
+        if endpoint is not None:
+            self._stopped.append(endpoint.stop(grace))

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a vendor subclasses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+from deviceplugin.model import Device, Edits, Host, Skipped
+
+
+class Plugin:
+    """One kind of hardware. Say what is there; the framework does the rest.
+
+    The one thing a subclass must have is :meth:`discover`. Every other method is optional: overriding it opts in, and the options that the kubelet
+    is told are derived from what is overridden. Every hook is called on a thread of its own under a deadline, so it may block and it may fail; it
+    takes down nothing but itself.
+
+    ::
+
+        class Fuse(Plugin):
+            resource = "example.com/fuse"
+
+            def discover(self):
+                yield Device("fuse", nodes=["/dev/fuse"])
+    """
+
+    resource: ClassVar[str] = ""
+    """The extended resource of devices that do not name their own, ``vendor.example/device``."""
+
+    Config: ClassVar[type | None] = None
+    """A ``msgspec.Struct`` (or dataclass) for the plugin's part of the configuration file, or None for a plugin without options. Unknown keys and
+    wrong types are refused before the plugin is made. Keys in the file are the field names as ``rename`` spells them."""
+
+    interval: float = 30.0
+    """Seconds between two looks at the hardware when nothing calls for one sooner. Plugins that override :meth:`watch` keep it as a safety net."""
+
+    def __init__(self, config: Any = None, host: Host | None = None) -> None:
+        self.config = config
+        """An instance of :attr:`Config`, with the defaults where the configuration says nothing; None for a plugin without one."""
+        self.host = host or Host()
+        """The machine. ``self.host.path("/dev/fuse")`` is where this process finds the host's file."""
+        self.log = logging.getLogger(f"deviceplugin.plugins.{type(self).__name__}")
+
+    def discover(self) -> Iterable[Device | Skipped]:
+        """The full, current set of devices, each time. It may be slow and it may fail.
+
+        A failure keeps the last set, is counted and shown. A device that is there but broken is yielded with ``health=Health.UNHEALTHY`` and a cause;
+        something seen and left out on purpose is yielded as :class:`~deviceplugin.Skipped`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say what devices there are: override discover()")
+
+    def allocate(self, devices: Sequence[Device]) -> Edits:
+        """What a container that was given ``devices`` (sorted by id, each once) needs. By default the sum of what each device carries.
+
+        Pure and idempotent: the kubelet stores the answer, replays it after restarts and reboots, and never says when a device is released. Things
+        that have an effect belong in :meth:`prepare`.
+        """
+        raise NotImplementedError
+
+    def prefer(self, available: Sequence[Device], required: Sequence[Device], size: int) -> Iterable[Device]:
+        """Which ``size`` of the ``available`` devices to take, the ``required`` ones among them. By default the configured policy decides.
+
+        An answer that is too short, too long or late is mended, never passed on as an error: an error here would fail the pod.
+        """
+        raise NotImplementedError
+
+    def prepare(self, devices: Sequence[Device]) -> None:
+        """Called before each start of a container that holds ``devices``; must be idempotent. Raising keeps the container from starting.
+
+        The kubelet waits 30 s at most, may skip the call after its own restart, and may make it for several containers at once.
+        """
+        raise NotImplementedError
+
+    def watch(self) -> Iterator[object]:
+        """Yields, whatever it likes, each time the hardware may have changed; :meth:`discover` is called soon after. Blocks in between."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Called once before the first :meth:`discover`."""
+
+    def stop(self) -> None:
+        """Called once when the plugin is no longer needed. :meth:`watch` should end soon after."""
+
+
+OPTIONAL = ("allocate", "prefer", "prepare", "watch")
+
+
+def overrides(plugin: Plugin | type[Plugin], hook: str) -> bool:
+    """Whether the plugin has its own ``hook``: how everything optional is found."""
+    cls = plugin if isinstance(plugin, type) else type(plugin)
+    return getattr(cls, hook) is not getattr(Plugin, hook)
