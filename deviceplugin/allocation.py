@@ -20,6 +20,7 @@ the lowest nodes and ids. Ids are ordered as people count: ``gpu-2`` before ``gp
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -38,11 +39,11 @@ Row = tuple[str, str, tuple[int, ...]]
 """A slot's id, its unit, and the NUMA nodes that are local to it."""
 
 
-def natural(id_: str) -> tuple[object, ...]:
+def natural(id_: str) -> tuple[tuple[object, ...], str]:
     """A sort key that puts ``gpu-2`` before ``gpu-10``. Numbers stay text: they may have more digits than ``int`` takes."""
     parts: list[object] = list(_DIGITS.split(id_))
     parts[1::2] = [(len(number), number) for number in (digits.lstrip("0") for digits in _DIGITS.findall(id_))]
-    return (*parts, id_)
+    return tuple(parts), id_
 
 
 class Table:
@@ -57,7 +58,7 @@ class Table:
         ordered = sorted(rows, key=lambda row: natural(row[0]))
         self._ids = frozenset(row[0] for row in ordered)
         if len(self._ids) != len(ordered):
-            twice = next(a[0] for a, b in zip(ordered, ordered[1:], strict=False) if a[0] == b[0])
+            twice = next(a[0] for a, b in itertools.pairwise(ordered) if a[0] == b[0])
             raise ValueError(f"the device id {twice!r} is listed twice")
         nodes = sorted({node for _, _, numa in ordered for node in numa if node >= 0})[:_PLACES]
         bits = {node: 1 << i for i, node in enumerate(nodes)}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.metadata
-import importlib.util
 import os
 import re
 import sys
@@ -132,6 +130,8 @@ class Settings(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=True, r
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     tombstone_limit: Seconds = 3600.0
     """Seconds that a vanished device stays listed where podresources cannot tell whether a pod holds it."""
+    state_directory: str = ""
+    """Where faults are remembered across restarts, if not in /var/lib/deviceplugin below the root."""
     node_name: str = ""
 
     def __post_init__(self) -> None:
@@ -291,6 +291,9 @@ def _kind(value: Any) -> str:
 
 def load_class(spec: str) -> type[Plugin]:
     """The plugin class that ``spec`` names: an installed plugin, ``module:Class``, or ``file.py:Class``. Raises ConfigError."""
+    import importlib.metadata  # 20 ms with the next, which only those pay who name an installed plugin
+    import importlib.util
+
     target, colon, attribute = spec.rpartition(":")
     try:
         if not colon:

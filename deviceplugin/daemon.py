@@ -172,7 +172,7 @@ class Daemon:
             held=self.held,
             interval=settings.interval or plan.plugin.interval,
             unknown_after=settings.unknown_after,
-            state_file=os.path.join(self.paths.state, f"health-{settings.label}.json"),
+            state_file=os.path.join(self.plan.settings.state_directory or self.paths.state, f"health-{settings.label}.json"),
         )
 
     def _watcher(self, advertised: str) -> bool:

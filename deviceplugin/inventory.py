@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from deviceplugin._native.encoding import encode_list, encoded_size
+from deviceplugin._native.encoding import encode_list
 from deviceplugin.allocation import Table
 from deviceplugin.checks import MAX_MESSAGE_BYTES, device_errors, device_warnings, resource_name_error
 from deviceplugin.health import HealthBook, Sighting
@@ -48,11 +48,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is advertised of one resource. ``generation`` grows with every change of the list that the kubelet sees."""
+    """What is advertised of one resource. ``generation`` grows with every change of ``payload``, the list as the kubelet receives it: an encoded
+    ListAndWatchResponse."""
 
     resource: str
     generation: int
     rows: tuple[Row, ...]
+    payload: bytes
     hooks: Hooks
     sharing: Sharing = field(default_factory=Sharing)
 
@@ -63,12 +65,6 @@ class Snapshot:
     @cached_property
     def table(self) -> Table:
         return Table([(row.id, row.device.unit, row.device.numa_nodes) for row in self.rows])
-
-    @cached_property
-    def payload(self) -> bytes:
-        """The list as the kubelet receives it: an encoded ListAndWatchResponse."""
-        numa = [row.device.numa_nodes for row in self.rows]
-        return encode_list([row.id for row in self.rows], [row.health is Health.HEALTHY for row in self.rows], numa)
 
     def counts(self) -> Mapping[Health, int]:
         """How many rows are in which health."""
@@ -232,21 +228,25 @@ class Inventory:
         grouped: dict[str, list[Row]] = {name: [] for name in self.snapshots}
         rules: dict[str, Sharing] = {name: snapshot.sharing for name, snapshot in self.snapshots.items()}
         for (resource, device_id), device in sorted([*self._present.items(), *((key, t.device) for key, t in self._tombstones.items())]):
-            name, sharing = self._shared(resource)
+            name, rules_here = self._shared(resource)
             if (resource, device_id) in self._tombstones:
                 health, cause, since = Health.UNHEALTHY, GONE, self._tombstones[resource, device_id].since
             else:
                 unit = self._book.get(device.unit)
                 assert unit is not None
                 health, cause, since = unit.health, unit.cause, unit.since
-            rules[name] = sharing
-            rows = grouped.setdefault(name, [])
-            rows.extend([Row(row_id, device, health, cause, since) for row_id in _row_ids(device_id, sharing.replicas)])
+            rules[name] = rules_here
+            grouped.setdefault(name, []).append(Row(device_id, device, health, cause, since))
         published: dict[str, Snapshot] = {}
-        for name, rows in grouped.items():
-            mixed = _drop_mixed_topology(rows)
+        for name, wholes in grouped.items():
+            mixed = _drop_mixed_topology(wholes)
             if mixed:
                 warnings = [*warnings, f"{name}: {mixed}"]
+            rows = [
+                Row(row_id, device, health, cause, since)
+                for device_id, device, health, cause, since in wholes
+                for row_id in _row_ids(device_id, rules[name].replicas)
+            ]
             published[name] = self._snapshot(name, tuple(rows), rules[name], skipped)
         self.skipped, self.warnings = tuple(dict.fromkeys(skipped)), tuple(warnings)
         self.snapshots = published
@@ -273,13 +273,15 @@ class Inventory:
         old = self.snapshots.get(name)
         if old is not None and old.rows == rows and old.sharing == sharing and old.hooks is self._hooks:
             return old
-        size = encoded_size([row.id for row in rows], [row.health is Health.HEALTHY for row in rows], [row.device.numa_nodes for row in rows])
-        if size > MAX_MESSAGE_BYTES:
-            skipped.append(Skipped(name, list_too_long(name, len(rows), size)))
-            return old or Snapshot(name, self._next_generation(name), (), self._hooks, sharing)
-        same = old is not None and [_wire(r) for r in old.rows] == [_wire(r) for r in rows]
-        generation = old.generation if same and old is not None else self._next_generation(name)
-        return Snapshot(name, generation, rows, self._hooks, sharing)
+        healthy, numa = [row.health is Health.HEALTHY for row in rows], [row.device.numa_nodes for row in rows]
+        payload = encode_list([row.id for row in rows], healthy, numa)
+        if len(payload) > MAX_MESSAGE_BYTES:
+            skipped.append(Skipped(name, list_too_long(name, len(rows), len(payload))))
+            if old is not None:
+                return old
+            rows, payload = (), b""
+        generation = old.generation if old is not None and old.payload == payload else self._next_generation(name)
+        return Snapshot(name, generation, rows, payload, self._hooks, sharing)
 
     def _next_generation(self, name: str) -> int:
         self._generations[name] = self._generations.get(name, 0) + 1
@@ -292,10 +294,6 @@ def list_too_long(resource: str, rows: int, size: int) -> str:
         f"{resource}: a list of {rows} devices takes {size} bytes, and the kubelet accepts at most {MAX_MESSAGE_BYTES}: "
         "lower replicas, shorten the device ids, or split the devices into several resources"
     )
-
-
-def _wire(row: Row) -> tuple[str, bool, tuple[int, ...]]:
-    return row.id, row.health is Health.HEALTHY, row.device.numa_nodes
 
 
 def _row_ids(device_id: str, replicas: int) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -35,17 +35,33 @@ class Tally:
         self._times: dict[tuple[str, Labels], tuple[list[int], float]] = {}
 
     def count(self, name: str, amount: int = 1, **labels: str) -> None:
+        self.counter(name, **labels)(amount)
+
+    def counter(self, name: str, **labels: str) -> Callable[[int], None]:
+        """Adds to one counter: for callers in a hurry, who name it once."""
         key = (name, tuple(sorted(labels.items())))
-        with self._lock:
-            self._counts[key] = self._counts.get(key, 0) + amount
+
+        def add(amount: int) -> None:
+            with self._lock:
+                self._counts[key] = self._counts.get(key, 0) + amount
+
+        return add
 
     def time(self, name: str, seconds: float, **labels: str) -> None:
+        self.timer(name, **labels)(seconds)
+
+    def timer(self, name: str, **labels: str) -> Callable[[float], None]:
+        """Adds a duration to one histogram: for callers in a hurry, who name it once."""
         key = (name, tuple(sorted(labels.items())))
-        slot = bisect.bisect_left(BUCKETS, seconds)
-        with self._lock:
-            buckets, total = self._times.get(key) or ([0] * (len(BUCKETS) + 1), 0.0)
-            buckets[slot] += 1
-            self._times[key] = (buckets, total + seconds)
+
+        def add(seconds: float) -> None:
+            slot = bisect.bisect_left(BUCKETS, seconds)
+            with self._lock:
+                buckets, total = self._times.get(key) or ([0] * (len(BUCKETS) + 1), 0.0)
+                buckets[slot] += 1
+                self._times[key] = (buckets, total + seconds)
+
+        return add
 
     def value(self, name: str, **labels: str) -> int:
         """One counter, 0 if nothing was counted."""

@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,7 +21,7 @@ import grpc
 from deviceplugin.inventory import Snapshot
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
 from deviceplugin.kubelet import pluginregistration_v1_pb2 as reg
-from deviceplugin.kubelet.handlers import Handlers, Refused, timed
+from deviceplugin.kubelet.handlers import Handlers, Refused
 from deviceplugin.kubelet.paths import NAME_MAX, SUN_PATH_MAX, SocketId, identify, listening, socket_stem
 from deviceplugin.tally import Tally
 
@@ -50,6 +51,11 @@ _numbers = itertools.count(1)
 
 class EndpointError(Exception):
     """The socket cannot be served; the text says which and why."""
+
+
+def _encode(message: Any) -> bytes:
+    encoded: bytes = message.SerializeToString()
+    return encoded
 
 
 def socket_name(resource: str) -> str:
@@ -167,8 +173,10 @@ class Endpoint:
         return (plugin, watcher)
 
     def _unary(self, request: Any, function: Callable[[Any], Any], call: str) -> grpc.RpcMethodHandler:
+        record = self._tally.timer("rpc_seconds", resource=self.handlers.resource, call=call)
+
         def handle(message: Any, context: grpc.ServicerContext) -> Any:
-            stop_clock = timed(self._tally, self.handlers.resource, call)
+            began = time.monotonic()
             try:
                 return function(message)
             except Refused as error:
@@ -176,9 +184,9 @@ class Endpoint:
                 log.warning("%s: %s refused: %s", self.handlers.resource, call, error)
                 context.abort(grpc.StatusCode[error.code], str(error))
             finally:
-                stop_clock()
+                record(time.monotonic() - began)
 
-        return grpc.unary_unary_rpc_method_handler(handle, request.FromString, lambda reply: reply.SerializeToString())
+        return grpc.unary_unary_rpc_method_handler(handle, request.FromString, _encode)
 
     def _stream(self, _request: pb.Empty, context: grpc.ServicerContext) -> Iterator[bytes]:
         """The full list now and after each change, until the client goes or we stop.

@@ -8,8 +8,7 @@ serves every pod of the node.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from deviceplugin.cell import Cell
 from deviceplugin.hooks import HookFailed, HookTimeout
@@ -40,6 +39,8 @@ class Handlers:
         self.snapshots = snapshots
         self._tally = tally
         self._policy = policy
+        self._count_allocation = tally.counter("allocations", resource=resource)
+        self._count_devices = tally.counter("allocated_devices", resource=resource)
 
     def options(self) -> pb.DevicePluginOptions:
         """Constant time and no I/O: the kubelet asks while it holds the Register call."""
@@ -92,8 +93,8 @@ class Handlers:
                 raise Refused("INTERNAL", f"plugin {snapshot.hooks.name}: allocate() answered {type(edits).__name__} instead of Edits")
         else:
             edits = sum_edits(devices)
-        self._tally.count("allocations", resource=self.resource)
-        self._tally.count("allocated_devices", len(rows), resource=self.resource)
+        self._count_allocation(1)
+        self._count_devices(len(rows))
         return to_response(edits)
 
     def _find(self, snapshot: Snapshot, ids: Iterable[str]) -> list[Row]:
@@ -166,14 +167,11 @@ class Handlers:
         return chosen
 
 
-def timed(tally: Tally, resource: str, call: str) -> Callable[[], None]:
-    """Starts a clock; calling the result records the time of one of the kubelet's calls."""
-    start = time.monotonic()
-    return lambda: tally.time("rpc_seconds", time.monotonic() - start, resource=resource, call=call)
-
-
 def sum_edits(devices: Sequence[Device]) -> Edits:
     """What the devices carry, together. A variable that they set differently becomes their values joined by commas."""
+    if len(devices) == 1:
+        (one,) = devices
+        return Edits(envs=one.envs, nodes=one.nodes, mounts=one.mounts, annotations=one.annotations, cdi=one.cdi)
     envs: dict[str, list[str]] = {}
     annotations: dict[str, list[str]] = {}
     for device in devices:
@@ -192,18 +190,17 @@ def sum_edits(devices: Sequence[Device]) -> Edits:
 
 
 def to_response(edits: Edits) -> pb.ContainerAllocateResponse:
-    """The wire form, in an order that does not depend on chance: the kubelet keeps the answer and people compare it."""
-    return pb.ContainerAllocateResponse(
-        envs=_sorted(edits.envs),
+    """The wire form. Equal edits give equal messages: the kubelet keeps the answer and people compare it."""
+    response = pb.ContainerAllocateResponse(
         mounts=[pb.Mount(container_path=m.container_path, host_path=m.path, read_only=m.read_only) for m in edits.mounts],
         devices=[pb.DeviceSpec(container_path=n.container_path, host_path=n.path, permissions=n.permissions) for n in edits.nodes],
-        annotations=_sorted(edits.annotations),
         cdi_devices=[pb.CDIDevice(name=name) for name in edits.cdi],
     )
-
-
-def _sorted(mapping: Mapping[str, str]) -> dict[str, str]:
-    return dict(sorted(mapping.items()))
+    if edits.envs:
+        response.envs.update(edits.envs)
+    if edits.annotations:
+        response.annotations.update(edits.annotations)
+    return response
 
 
 def _devices(rows: Sequence[Row]) -> list[Device]:

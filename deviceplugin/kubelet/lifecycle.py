@@ -2,8 +2,8 @@
 """When to make a socket, when to register it and when to throw it away: pure decisions from what can be seen.
 
 Two rules stand above the rest. Never register while a stream is alive: up to 1.36 the kubelet keeps one client per resource name, and when the
-older stream ends it closes the newer one (pkg/kubelet/cm/devicemanager/plugin/v1beta1/handler.go, runClient). And a stream's end is final: the kubelet never
-dials again, so only a new registration brings the devices back.
+older stream ends it closes the newer one (runClient in pkg/kubelet/cm/devicemanager/plugin/v1beta1/handler.go). And a stream's end is final: the
+kubelet never dials again, so only a new registration brings the devices back.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class ResourceLock:
         except OSError as error:
             raise LockError(
                 f"{self.resource}: cannot open the lock {self.path}: {error.strerror}; the directory must be there, writable and shared by all instances "
-                f"on the node (uid {os.getuid()})"
+                f"(uid {os.getuid()})"
             ) from error
 
     def acquire(self, owner: Owner, on_held: Callable[[], None], on_wait: Callable[[], None]) -> None:

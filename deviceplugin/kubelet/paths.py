@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import socket
@@ -54,6 +53,8 @@ def socket_stem(resource: str, limit: int) -> str:
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", resource)
     if len(plain) <= limit:
         return plain
+    import hashlib  # 5 ms, for few
+
     digest = hashlib.sha256(resource.encode()).hexdigest()[:10]
     return f"{plain[: limit - 11]}-{digest}"
 

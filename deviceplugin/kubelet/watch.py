@@ -21,8 +21,8 @@ RECHECK = 5.0
 class DirectoryWatch:
     """Calls ``on_event`` with the name of each thing that appeared or vanished in the directories, or "" when anything may have changed.
 
-    A directory that is not there is awaited in the nearest one above it that is. ``on_lost`` is called when a directory is dead: removed, and still held
-    at its path by a mount, so that a new one made on the host can never be seen here.
+    A directory that is not there is awaited in the nearest one above it that is. ``on_lost`` is called when a directory is dead: removed, and still
+    held at its path by a mount, so that a new one made on the host can never be seen here.
     """
 
     def __init__(self, directories: Sequence[str], on_event: Callable[[str], None], on_lost: Callable[[str], None]) -> None:

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast the native modules are beside their plain Python twins: ``python bench/native.py [rounds]``, after ``setup.py build_ext --inplace``.
+
+Each figure is the median of the rounds (15 unless said otherwise), and the two sides have given the same answer before they are timed. The twins
+are written to be plain, not fast: the one of the policies looks at the whole list each time, where the native table is made once for each list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from deviceplugin._native import encoding, inotify
+from deviceplugin.allocation import POLICIES, Row, Table
+from tests.oracles import allocation as allocation_oracle
+from tests.oracles import encoding as encoding_oracle
+from tests.oracles import inotify as inotify_oracle
+
+Case = tuple[str, Callable[[], object], Callable[[], object]]
+
+
+def machine() -> str:
+    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpus = len(os.sched_getaffinity(0))
+    return f"{names[0] if names else platform.machine()}, {cpus} CPUs, Linux {platform.release()}, Python {platform.python_version()}"
+
+
+def encodings() -> Iterator[Case]:
+    for count in (8, 10_000):
+        rows = [f"GPU-0b3f2c1e-5a8d-4c1b-9a52-{i:012x}" for i in range(count)], [i % 7 != 0 for i in range(count)], [(i % 2,) for i in range(count)]
+        yield f"encode a list of {count:,} devices", partial(encoding.encode_list, *rows), partial(encoding_oracle.encode_list, *rows)
+
+
+def choices() -> Iterator[Case]:
+    lists: list[tuple[str, list[Row], int]] = [
+        ("8 devices on 2 NUMA nodes", [(f"GPU-{u}", f"GPU-{u}", (u % 2,)) for u in range(8)], 4),
+        ("10,000 replicas on 8", [(f"GPU-{u}::{k}", f"GPU-{u}", (u % 8,)) for u in range(100) for k in range(100)], 8),
+    ]
+    for what, rows, size in lists:
+        free = random.Random(1).sample([row[0] for row in rows], len(rows) * 3 // 4)
+        table = Table(rows)
+        for policy in POLICIES:
+            yield (
+                f"{policy}: {size} of {what}",
+                partial(table.choose, policy, free, [], size),
+                partial(allocation_oracle.choose, rows, policy, free, [], size),
+            )
+
+
+def events() -> Iterator[Case]:
+    data = b"".join(inotify_oracle.HEAD.pack(1, inotify.CREATE, 0, 16) + f"nvidia{i}".encode().ljust(16, b"\0") for i in range(500))
+    yield "parse 500 inotify events", partial(inotify.parse, data), partial(inotify_oracle.parse, data)
+    with tempfile.TemporaryDirectory() as directory, inotify.Inotify() as native, contextlib.closing(inotify_oracle.Inotify()) as twin:
+
+        def seen_by(side: inotify.Inotify | inotify_oracle.Inotify, name: str) -> Callable[[], object]:
+            path = Path(directory, name)
+            path.touch()
+            side.add(str(path), inotify.ATTRIB)
+
+            def one() -> object:
+                os.utime(path)
+                return side.read(1)
+
+            return one
+
+        yield "set a file's times and read of it", seen_by(native, "native"), seen_by(twin, "twin")
+
+
+def median(call: Callable[[], object], rounds: int) -> float:
+    """Microseconds for one call; short ones are timed many at a time."""
+    start = time.perf_counter()
+    call()
+    times = max(1, int(0.002 / (time.perf_counter() - start)))
+    figures = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        figures.append((time.perf_counter() - start) / times * 1e6)
+    return statistics.median(figures)
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    print(f"{machine()}; median of {rounds}\n")
+    print(f"| {'':44} | {'native':>12} | {'twin':>12} | {'ratio':>6} |")
+    print(f"|{'-' * 46}|{'-' * 13}:|{'-' * 13}:|{'-' * 7}:|")
+    for cases in (encodings(), choices(), events()):
+        for what, native, twin in cases:
+            if native() != twin():
+                raise SystemExit(f"{what}: the two do not agree")
+            fast, slow = median(native, rounds), median(twin, rounds)
+            print(f"| {what:44} | {fast:9,.1f} us | {slow:9,.1f} us | {slow / fast:6.1f} |")
+
+
+if __name__ == "__main__":
+    main()

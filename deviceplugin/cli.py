@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line. Each command imports what it needs when it runs: from start to registration every module counts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import deviceplugin
+
+if TYPE_CHECKING:
+    from deviceplugin.config import Settings
+    from deviceplugin.observe.survey import Survey
+    from deviceplugin.plugin import Plugin
+
+USAGE = 2
+"""Exit status of a mistake of the user's."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {message}; try {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The ``deviceplugin`` command. Returns the exit status: 0 well, 1 a check that failed, 2 a mistake of the user's."""
+    parser = _Parser(prog="deviceplugin", description="Offers a node's devices to Kubernetes.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="serve devices to the kubelet until SIGTERM", allow_abbrev=False)
+    _add_run_flags(run)
+
+    devices = commands.add_parser("devices", help="show the devices of this node and who holds them", allow_abbrev=False)
+    _add_source_flags(devices)
+    _add_output(devices)
+
+    check = commands.add_parser("check", help="check a configuration: what would be advertised, and what not and why", allow_abbrev=False)
+    check.add_argument("config", metavar="FILE")
+    check.add_argument("--root", metavar="DIR", default="/", help="look at the tree below DIR instead of /")
+    check.set_defaults(plugin=[])
+    _add_output(check)
+
+    demo = commands.add_parser("demo", help="watch simulated devices being served, broken and repaired (no root, no cluster)", allow_abbrev=False)
+    demo.add_argument("--log", action="store_true", help="show the daemon's own log too")
+
+    commands.add_parser("version", help="print the version")
+
+    args = parser.parse_args(argv)
+    return _guarded(parser.prog, {"run": _run, "devices": _devices, "check": _check, "demo": _demo, "version": _version}[args.command], args)
+
+
+def run_plugins(plugins: Sequence[type[Plugin]], argv: Sequence[str] | None) -> int:
+    """A vendor's ``main``: the flags of ``deviceplugin run`` for the given plugins, which a configuration file may name by their class names."""
+    parser = _Parser(description="Offers this node's devices to Kubernetes.", allow_abbrev=False)
+    _add_run_flags(parser)
+    args = parser.parse_args(argv)
+    return _guarded(parser.prog, lambda given: _run(given, plugins), args)
+
+
+def _add_source_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="configuration file")
+    parser.add_argument(
+        "--plugin", metavar="SPEC", action="append", default=[], help="also this plugin: an installed one's name, module:Class, or file.py:Class"
+    )
+    parser.add_argument("--root", metavar="DIR", default="/", help="use the tree below DIR instead of /")
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    _add_source_flags(parser)
+    parser.add_argument("--listen", metavar="ADDR", help="host:port of /metrics, /healthz and /readyz, empty for none (127.0.0.1:9808)")
+    parser.add_argument("--log-format", metavar="text|json")
+    parser.add_argument("--log-level", metavar="debug|info|warning|error")
+    parser.add_argument("--registration", metavar="socket|watcher", help="how the kubelet hears of us")
+    parser.add_argument("--node-name", metavar="NAME")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+
+
+def _guarded(prog: str, command: Any, args: argparse.Namespace) -> int:
+    from deviceplugin.config import ConfigError
+
+    try:
+        if not os.path.isdir(getattr(args, "root", "/")):
+            raise ConfigError(f"--root {args.root}: there is no such directory")
+        return int(command(args))
+    except ConfigError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return USAGE
+    except BrokenPipeError:
+        # Whoever read our output has enough of it; Python must not complain when it flushes the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _given(plugins: Sequence[type[Plugin]]) -> dict[str, type[Plugin]]:
+    """Plugins that are given as classes, by the label that they have in the settings."""
+    names = [one.__name__ for one in plugins]
+    return {one.__name__ if names.count(one.__name__) == 1 else f"{one.__module__}.{one.__name__}": one for one in plugins}
+
+
+def _settings(args: argparse.Namespace, classes: Mapping[str, type[Plugin]]) -> Settings:
+    """Raises ConfigError."""
+    import msgspec
+
+    from deviceplugin.config import ConfigError, PluginSettings, load
+
+    flags = {"listen": "listen", "log_format": "logFormat", "log_level": "logLevel", "registration": "registration", "node_name": "nodeName"}
+    settings = load(args.config, {key: getattr(args, flag, None) for flag, key in flags.items()})
+    extra = [PluginSettings(plugin=spec) for spec in args.plugin]
+    if not settings.plugins:
+        extra += [PluginSettings(plugin=f"{one.__module__}:{one.__qualname__}", name=label) for label, one in classes.items()]
+    if extra:
+        try:
+            settings = msgspec.structs.replace(settings, plugins=[*settings.plugins, *extra])
+        except ValueError as error:
+            raise ConfigError(f"--plugin: {error}") from error
+    if not settings.plugins:
+        raise ConfigError(f"{args.config} names no plugin" if args.config else f"nothing to serve: give --config FILE or --plugin SPEC{_installed()}")
+    return settings
+
+
+def _installed() -> str:
+    import importlib.metadata
+
+    names = sorted(entry.name for entry in importlib.metadata.entry_points(group="deviceplugin.plugins"))
+    return f" (installed: {', '.join(names)})" if names else ""
+
+
+def _run(args: argparse.Namespace, plugins: Sequence[type[Plugin]] = ()) -> int:
+    # Before grpc is imported. Forked children of ours run other programs and never touch it; its fork handlers would stop all its threads each time.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from deviceplugin.observe.serving import Process
+
+    classes = _given(plugins)
+    return Process(lambda: _settings(args, classes), args.root, classes, args.config or "").run()
+
+
+def _devices(args: argparse.Namespace) -> int:
+    from deviceplugin.kubelet.paths import Paths
+    from deviceplugin.observe import client, report
+    from deviceplugin.observe.tables import Screen
+
+    try:
+        daemons, errors = client.ask_all(Paths.below(args.root).locks)
+    except client.AskError as error:
+        daemons, errors = (), (str(error),)
+    found: Survey | None = None
+    if not daemons and not errors and (args.config or args.plugin):
+        found = _survey(args)
+    if args.output == "json":
+        import msgspec
+
+        _write_json(msgspec.json.encode({"version": "v1", "daemons": daemons, "errors": errors, "survey": found}))
+    elif daemons:
+        report.show_daemons(Screen(sys.stdout), daemons)
+    elif found is not None:
+        screen = Screen(sys.stdout)
+        screen.line("no daemon runs here; this is what one would advertise", "warn")
+        screen.line()
+        report.show_survey(screen, found)
+    for text in errors:
+        print(f"deviceplugin devices: {text}", file=sys.stderr)
+    if not daemons and not errors and found is None:
+        print("deviceplugin devices: no daemon runs here; --config FILE or --plugin SPEC shows what one would advertise", file=sys.stderr)
+    return 1 if errors or (not daemons and (found is None or not found.ok)) else 0
+
+
+def _survey(args: argparse.Namespace) -> Survey:
+    """Lets the plugins look once, as they would in the daemon. Raises ConfigError."""
+    from deviceplugin.daemon import make_plan
+    from deviceplugin.model import Host
+    from deviceplugin.observe import survey
+    from deviceplugin.observe.tables import Screen, progress
+
+    settings = _settings(args, {})
+    plan = make_plan(settings, Host(args.root, settings.node_name or os.uname().nodename))
+    return survey.survey(plan, args.config or "", progress(Screen(sys.stderr)))
+
+
+def _check(args: argparse.Namespace) -> int:
+    from deviceplugin.config import ConfigError
+    from deviceplugin.observe import report, survey
+    from deviceplugin.observe.tables import Screen
+
+    try:
+        found = _survey(args)
+    except ConfigError as error:
+        found = survey.refused(args.config, error)
+    if args.output == "json":
+        import msgspec
+
+        _write_json(msgspec.json.encode(found))
+    else:
+        screen = Screen(sys.stdout)
+        report.show_survey(screen, found)
+        screen.line(f"{args.config}: {'ok' if found.ok else 'cannot be used as it is'} ({report.verdict(found)})", "good" if found.ok else "bad")
+    return 0 if found.ok else 1
+
+
+def _write_json(encoded: bytes) -> None:
+    import msgspec
+
+    sys.stdout.write(msgspec.json.format(encoded, indent=2).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from deviceplugin import demo
+
+    return demo.main(show_log=args.log)
+
+
+def _version(_args: argparse.Namespace) -> int:
+    print(f"deviceplugin {deviceplugin.__version__}")
+    return 0

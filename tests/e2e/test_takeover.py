@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hot standby takes over, whichever way the active instance ends, while pods keep coming."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import pytest
+import yaml
+
+from tests.e2e.daemon import FUSE, Daemon, generic
+from tests.e2e.harness import Node, Pod, wait_for
+
+TAKEOVERS = 20  # for each signal
+PERIOD = 0.1  # seconds between two pods
+KEPT = 2.0  # seconds before a pod is deleted again
+RESOURCE = "example.com/fuse"
+
+
+@dataclass
+class Arrivals:
+    """Pods that ask for a device, one every PERIOD. They are admitted, which is what is tried, and then wait for a volume that never comes, so that
+    their number costs no containers."""
+
+    node: Node
+    created: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Arrivals:
+        self._threads = [threading.Thread(target=self._create), threading.Thread(target=self._look)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        time.sleep(KEPT)  # the last pods get as long as the others
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        for manifest in self.node.manifests_dir.glob("arrival-*.yaml"):
+            manifest.unlink()
+
+    def _create(self) -> None:
+        due, alive = time.monotonic(), []
+        while not self._stop.is_set():
+            pod = Pod.single(f"arrival-{self.created}", limits={RESOURCE: 1})
+            manifest = yaml.safe_load(pod.manifest(f"00000000-0000-0000-0000-{time.monotonic_ns() % 10**12:012d}"))
+            manifest["spec"]["volumes"] = [{"name": "never", "hostPath": {"path": "/nonexistent", "type": "Directory"}}]
+            path = self.node.manifests_dir / f"{pod.name}.yaml"
+            path.with_name(f".{path.name}").write_text(yaml.safe_dump(manifest))
+            path.with_name(f".{path.name}").rename(path)
+            self.created += 1
+            alive.append((time.monotonic(), path))
+            while alive and time.monotonic() - alive[0][0] > KEPT:
+                alive.pop(0)[1].unlink()
+            due += PERIOD
+            self._stop.wait(max(0.0, due - time.monotonic()))
+
+    def _look(self) -> None:
+        while not self._stop.wait(KEPT / 4):
+            for pod in json.loads(self.node.get("pods")).get("items") or []:
+                if pod["metadata"]["name"].startswith("arrival-") and pod["status"].get("phase") == "Failed":
+                    self.failed[pod["metadata"]["name"]] = pod["status"].get("message", "")
+
+
+def gaps(node: Node, since: int) -> list[float]:
+    """Milliseconds for which the kubelet had no healthy device, from its own log after an offset: from the end of a stream to the new list taken in."""
+    went, found = None, []
+    with node.kubelet_log.open(encoding="utf-8", errors="replace") as log:
+        log.seek(since)
+        for line in log:
+            stamp = re.match(r"\w\d{4} (\d\d:\d\d:\d\d\.\d{6})", line)
+            if stamp is None:
+                continue
+            at = datetime.strptime(stamp[1], "%H:%M:%S.%f").timestamp() * 1000
+            if "Endpoint became unhealthy" in line and went is None:
+                went = at
+            elif went is not None and "Processed device updates for resource" in line and "healthyCount=0" not in line:
+                found.append(at - went)
+                went = None
+    return found
+
+
+@pytest.mark.timeout(400, func_only=True)
+def test_standby_takes_over_while_pods_keep_coming(node: Node) -> None:
+    node.make_device("/dev/fuse", 10, 229)
+    config = generic(FUSE, resources={RESOURCE: {"replicas": 60}})
+    daemons = [Daemon(node, config, "first"), Daemon(node, config, "second")]
+    daemons[0].start()
+    node.wait_resource(RESOURCE, 60)
+    active, standby = daemons
+    since = node.kubelet_log.stat().st_size
+    with Arrivals(node) as arrivals:
+        for number in [signal.SIGKILL] * TAKEOVERS + [signal.SIGTERM] * TAKEOVERS:
+            ready = standby.log.read_text().count("ready to take over") if standby.log.exists() else 0
+            standby.start()
+            wait_for(lambda before=ready: standby.log.read_text().count("ready to take over") > before, 10, "the standby to be ready", (standby.log,))  # type: ignore[misc]
+            served = standby.log.read_text().count("the kubelet reads the list")
+            active.end(number)
+            wait_for(lambda before=served: standby.log.read_text().count("the kubelet reads the list") > before, 10, "the standby to serve", (standby.log,))  # type: ignore[misc]
+            active, standby = standby, active
+    node.wait_resource(RESOURCE, 60)
+    assert active.end() == 0
+    found = sorted(gaps(node, since))
+    p99 = found[min(len(found) - 1, int(len(found) * 0.99))]
+    print(f"{len(found)} gaps: median {found[len(found) // 2]:.1f} ms, p99 {p99:.1f} ms, max {found[-1]:.1f} ms; {arrivals.created} pods, {len(arrivals.failed)} failed")
+    assert len(found) >= 2 * TAKEOVERS
+    assert p99 < 50
+    assert arrivals.failed == {}
