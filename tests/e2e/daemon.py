@@ -106,7 +106,7 @@ class Daemon:
         """What ``deviceplugin devices -o json`` says inside the node, one entry for each daemon."""
         argv = ["nsenter", f"--mount={self.node.namespace}", "--", sys.executable, "-m", "deviceplugin", "devices", "-o", "json"]
         done = subprocess.run(argv, capture_output=True, text=True, check=True)
-        found: list[dict[str, Any]] = json.loads(done.stdout)
+        found: list[dict[str, Any]] = json.loads(done.stdout)["daemons"]
         return found
 
     def wait_view(self, seen: Callable[[], object], timeout: float = 25.0) -> None:

@@ -7,8 +7,8 @@ import json
 import signal
 import time
 
-from tests.e2e.daemon import FUSE, Daemon, files, generic, make_files, running
-from tests.e2e.harness import Node, Pod, wait_for
+from tests.e2e.daemon import FUSE, files, generic, make_files, running
+from tests.e2e.harness import Node, Pod
 
 SEEN_WITHIN = 1.0  # seconds from a change of the hardware to the kubelet's view of it
 
@@ -108,10 +108,11 @@ def test_second_instance_says_that_it_waits_and_for_whom(node: Node) -> None:
     node.make_device("/dev/fuse", 10, 229)
     with running(node, generic(FUSE), "active") as active:
         node.wait_resource("example.com/fuse", 1)
-        standby = Daemon(node, generic(FUSE), "standby")
-        standby.start()
-        wait_for(lambda: f"pid {active.pid} " in standby.log.read_text() or f"pid {active.pid}:" in standby.log.read_text(), 10, "it to wait", (standby.log,))
-        roles = {resource["role"] for daemon in active.devices() for resource in daemon["resources"]}
-        assert roles == {"active", "standby"}
-        assert standby.end() == 0
+        with running(node, generic(FUSE), "standby") as standby:
+            standby.wait_log(f"pid {active.pid}")
+            roles = {daemon["pid"]: [(resource["role"], resource["waitsFor"]) for resource in daemon["resources"]] for daemon in active.devices()}
+            assert roles[active.pid] == [("active", "")]
+            ((role, waits_for),) = roles[standby.pid]
+            assert role == "standby"
+            assert f"pid {active.pid}" in waits_for
         node.wait_resource("example.com/fuse", 1)

@@ -65,7 +65,7 @@ def test_podresources_and_the_daemon_agree_on_who_holds_what(node: Node) -> None
             def said() -> dict[str, list[str]]:
                 (status,) = daemon.devices()
                 (resource,) = status["resources"]
-                return {device["id"]: [holder["pod"] for holder in device["holders"]] for device in resource["devices"]}
+                return {device["id"]: [holder["pod"] for holder in device["heldBy"]] for device in resource["devices"]}
 
             daemon.wait_view(lambda: said()[held])
             seen = said()
