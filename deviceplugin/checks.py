@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from deviceplugin.model import Device
+from deviceplugin.model import Device, DeviceNode, Health, Mount
 
 MAX_ID_BYTES = 255
 """No longer id is listed. The kubelet has no limit, but ids go into its checkpoint, pod status and container variables; its API says 63."""
@@ -35,7 +35,7 @@ def resource_name_error(name: str) -> str:
         return f"resource name {name!r} must not start with 'requests.'"
     if len(domain) > 244:
         return f"resource name {name!r}: the domain has {len(domain)} characters, at most 244 are allowed"
-    if not _SUBDOMAIN.fullmatch(domain) or any(len(label) > 63 for label in domain.split(".")):
+    if not _SUBDOMAIN.fullmatch(domain):
         return f"resource name {name!r}: {domain!r} is not a DNS name: lower-case letters, digits, '-' and '.', as in vendor.example"
     if not 1 <= len(kind) <= 63:
         return f"resource name {name!r}: the part after the slash has {len(kind)} characters, 1 to 63 are allowed"
@@ -70,14 +70,17 @@ def device_errors(device: Device) -> Iterator[str]:
     if bad_id:
         yield bad_id
         return
+    if wrong := list(_wrong_types(device)):
+        yield from wrong
+        return
     for node in device.nodes:
-        if not node.path.startswith("/") or not node.container_path.startswith("/"):
-            yield f"device {device.id}: device file {node.path!r} as {node.container_path!r}: both must be absolute paths"
+        if not _absolute(node.path) or not _absolute(node.container_path):
+            yield f"device {device.id}: device file {node.path!r} as {node.container_path!r}: both must be absolute paths in UTF-8"
         if not node.permissions or set(node.permissions) - set("rwm") or len(set(node.permissions)) != len(node.permissions):
             yield f"device {device.id}: permissions {node.permissions!r} of {node.path} must be of r, w and m, each at most once"
     for mount in device.mounts:
-        if not mount.path.startswith("/") or not mount.container_path.startswith("/"):
-            yield f"device {device.id}: mount {mount.path!r} as {mount.container_path!r}: both must be absolute paths"
+        if not _absolute(mount.path) or not _absolute(mount.container_path):
+            yield f"device {device.id}: mount {mount.path!r} as {mount.container_path!r}: both must be absolute paths in UTF-8"
     for key, value in (*device.envs.items(), *device.annotations.items()):
         if not key or "=" in key or "\0" in key + value or not _encodes(key + value):
             yield f"device {device.id}: variable or annotation {key!r} cannot be passed to a container"
@@ -97,6 +100,32 @@ def device_warnings(device: Device) -> Iterator[str]:
         yield f"device id {device.id!r} has a comma, which separates ids where several are joined in one variable"
     if any(not 0 <= n <= 63 for n in device.numa_nodes):
         yield f"device {device.id}: NUMA nodes {sorted(device.numa_nodes)} outside 0 to 63 are left out"
+
+
+def _wrong_types(device: Device) -> Iterator[str]:
+    """Fields that hold something else than declared. Python lets it pass; a comparison or protobuf would fail later, and for all devices at once."""
+    fields: tuple[tuple[str, Iterable[object], type], ...] = (
+        ("unit, resource, cause or incarnation", (device.unit, device.resource, device.cause, device.incarnation), str),
+        ("health", (device.health,), Health),
+        ("numa_nodes", device.numa_nodes, int),
+        ("nodes", device.nodes, DeviceNode),
+        ("mounts", device.mounts, Mount),
+        ("nodes", (part for node in device.nodes for part in (node.path, node.container_path, node.permissions)), str),
+        ("mounts", (part for mount in device.mounts for part in (mount.path, mount.container_path)), str),
+        ("envs", (*device.envs, *device.envs.values()), str),
+        ("annotations", (*device.annotations, *device.annotations.values()), str),
+        ("cdi", device.cdi, str),
+        ("attributes", device.attributes, str),
+    )
+    for name, values, kind in fields:
+        for value in values:
+            if not isinstance(value, kind):
+                yield f"device {device.id}: {name} must hold {kind.__name__}, not {type(value).__name__}"
+                return
+
+
+def _absolute(path: str) -> bool:
+    return path.startswith("/") and "\0" not in path and _encodes(path)
 
 
 def _encodes(text: str) -> bool:

@@ -165,7 +165,7 @@ def _devices(args: argparse.Namespace) -> int:
         report.show_daemons(Screen(sys.stdout), daemons)
     elif found is not None:
         screen = Screen(sys.stdout)
-        screen.line("no daemon runs here; this is what one would advertise", "warn")
+        screen.line("no daemon runs here; this is what one would advertise", style="warn")
         screen.line()
         report.show_survey(screen, found)
     for text in errors:
@@ -203,7 +203,9 @@ def _check(args: argparse.Namespace) -> int:
     else:
         screen = Screen(sys.stdout)
         report.show_survey(screen, found)
-        screen.line(f"{args.config}: {'ok' if found.ok else 'cannot be used as it is'} ({report.verdict(found)})", "good" if found.ok else "bad")
+        screen.line(
+            f"{args.config}: {'ok' if found.ok else 'cannot be used as it is'} ({report.verdict(found)})", style="good" if found.ok else "bad"
+        )
     return 0 if found.ok else 1
 
 

@@ -7,18 +7,19 @@ An unknown key is an error that names its place and the nearest known key. Nothi
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 import re
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
+import msgspec.inspect
 
 from deviceplugin.checks import resource_name_error
-from deviceplugin.health import Damping, Recovery, Rule
+from deviceplugin.health import Damping
+from deviceplugin.model import Recovery, Rule
 from deviceplugin.plugin import Plugin
 
 
@@ -164,7 +165,7 @@ def advertised_name(resource: str, settings: ResourceSettings | None) -> str:
 def listen_address(text: str) -> tuple[str, int]:
     """Host and port of ``host:port``, ``[v6]:port`` or ``:port``. Raises ValueError."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"listen: {text!r} is not an address: write host:port, as in 127.0.0.1:9808, or nothing for no server")
     return host.strip("[]"), int(port)
 
@@ -207,7 +208,8 @@ def read(path: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
-        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        what = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{where}: not valid YAML: {what}") from error
 
 
 def _strict_loader() -> Any:
@@ -220,6 +222,8 @@ def _strict_loader() -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen = set()
             for key_node, _ in node.value:
+                if key_node.tag == "tag:yaml.org,2002:merge":  # << has no value of its own, and what it brings may be overridden
+                    continue
                 key = self.construct_object(key_node, deep=True)
                 if isinstance(key, (str, int)) and key in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", key_node.start_mark)
@@ -234,45 +238,73 @@ T = typing.TypeVar("T")
 
 
 def convert(raw: Any, kind: type[T], source: str) -> T:
-    """Checks ``raw`` against a Struct. Raises ConfigError that names the place and, for an unknown key, the nearest known one."""
+    """Checks ``raw`` against a Struct or dataclass. Raises ConfigError that names the place and, for an unknown key, the nearest known one."""
+    mistakes = [f"{source}: {text}" for text in _unknown_keys(raw, msgspec.inspect.type_info(kind), "")]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(str(error), kind)}") from error
+        message, at, path = str(error).partition(" - at `")
+        place = _place(raw, kind, path.rstrip("`")) if at else ""
+        raise ConfigError(f"{source}: {place}: {message}" if place else f"{source}: {message}") from error
 
 
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*?)`(?: - at `(?P<path>.*)`)?$", re.DOTALL)
+def _unknown_keys(raw: Any, kind: msgspec.inspect.Type, place: str) -> Iterator[str]:
+    """Every key that nothing reads, at any depth. Left to itself, msgspec lets them pass in dataclasses and in Structs that do not forbid them."""
+    match kind:
+        case msgspec.inspect.StructType() | msgspec.inspect.DataclassType() if isinstance(raw, dict):
+            known = {field.encode_name: field.type for field in kind.fields}
+            for key, value in raw.items():
+                if key in known:
+                    yield from _unknown_keys(value, known[key], f"{place}.{key}" if place else key)
+                elif key != getattr(kind, "tag_field", None):
+                    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+                    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known)) or 'none'}"
+                    yield f"{place or 'top level'}: unknown key {key!r}, {hint}"
+        case msgspec.inspect.DictType() if isinstance(raw, dict):
+            for key, value in raw.items():
+                yield from _unknown_keys(value, kind.value_type, f"{place}[{key}]")
+        case msgspec.inspect.CollectionType() if isinstance(raw, list):
+            for i, value in enumerate(raw):
+                yield from _unknown_keys(value, kind.item_type, f"{place}[{i}]")
+        case msgspec.inspect.UnionType():
+            # msgspec allows several Structs in one union only where a tag tells them apart; then the tagged one forbids for itself.
+            inner = [one for one in kind.types if isinstance(one, (msgspec.inspect.StructType, msgspec.inspect.DataclassType))]
+            if len(inner) == 1:
+                yield from _unknown_keys(raw, inner[0], place)
 
 
-def _explain(text: str, kind: type) -> str:
-    found = _UNKNOWN.match(text)
-    if found:
-        path = found["path"] or "$"
-        known = _keys_at(kind, path)
-        near = difflib.get_close_matches(found["field"], known, n=1, cutoff=0.5)
-        hint = f", did you mean {near[0]!r}?" if near else f"; known here: {', '.join(sorted(known))}"
-        return f"{_place(path)}: unknown key {found['field']!r}{hint}"
-    message, at, path = text.partition(" - at `")
-    return f"{_place(path.rstrip('`'))}: {message}" if at else message
-
-
-def _place(path: str) -> str:
-    return path.removeprefix("$").removeprefix(".") or "top level"
-
-
-def _keys_at(kind: Any, path: str) -> list[str]:
-    """The keys that the Struct at a msgspec path accepts."""
+def _place(raw: Any, kind: Any, path: str) -> str:
+    """A msgspec path as people write it. It has ``[...]`` for any key of a mapping: the one meant is the first whose value does not fit."""
+    if path.startswith("key` in `"):
+        return f"the keys of {path.removeprefix('key` in `$').removeprefix('.') or 'the top level'}"
+    place = ""
     for step in re.findall(r"\[\.\.\.\]|\[\d+\]|\.[^.\[]+", path.removeprefix("$")):
         kind = _struct_of(kind)
-        if step.startswith("["):
-            args = list(typing.get_args(kind))
-            kind = args[-1] if args else kind
-        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            hints = typing.get_type_hints(kind)
-            names = {f.encode_name: f.name for f in msgspec.structs.fields(kind)}
-            kind = hints.get(names.get(step[1:], ""), kind)
-    kind = _struct_of(kind)
-    return [f.encode_name for f in msgspec.structs.fields(kind)] if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else []
+        args = typing.get_args(kind)
+        if step == "[...]" and isinstance(raw, dict) and args:
+            key = next((key for key, value in raw.items() if not _fits(value, args[-1])), None)
+            step, raw, kind = f"[{key}]", raw.get(key), args[-1]
+        elif step.startswith("[") and isinstance(raw, list) and args:
+            raw, kind = raw[int(step[1:-1])], args[0]
+        elif step.startswith(".") and isinstance(raw, dict):
+            raw = raw.get(step[1:])
+            names = (
+                {f.encode_name: f.name for f in msgspec.structs.fields(kind)} if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else {}
+            )
+            hints = typing.get_type_hints(kind, include_extras=True) if isinstance(kind, type) else {}
+            kind = hints.get(names.get(step[1:], step[1:]))
+        place += step
+    return place.removeprefix(".")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _struct_of(kind: Any) -> Any:
@@ -300,25 +332,26 @@ def load_class(spec: str) -> type[Plugin]:
             found = {entry.name: entry for entry in importlib.metadata.entry_points(group="deviceplugin.plugins")}
             if spec not in found:
                 near = difflib.get_close_matches(spec, found, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"installed: {', '.join(sorted(found)) or 'none'}"
+                hint = f"did you mean {near[0]!r}?" if near else f"installed: {', '.join(sorted(found)) or 'none'}."
                 raise ConfigError(f"plugin {spec!r} is not installed; {hint} A class is named as module:Class or file.py:Class")
-            cls = found[spec].load()
+            module, attribute = importlib.import_module(found[spec].module), found[spec].attr
         elif target.endswith(".py"):
-            module_spec = importlib.util.spec_from_file_location(os.path.basename(target).removesuffix(".py"), target)
+            # The name is no module's: a file called queue.py must not become the standard library's queue, nor two files of one name each other.
+            module_spec = importlib.util.spec_from_file_location(f"plugin file {os.path.abspath(target)}", target)
             if module_spec is None or module_spec.loader is None or not os.path.isfile(target):
                 raise ConfigError(f"plugin {spec!r}: there is no file {target}")
             module = importlib.util.module_from_spec(module_spec)
-            sys.modules.setdefault(module_spec.name, module)
+            sys.modules[module_spec.name] = module  # annotations are resolved in the module that is found here
             module_spec.loader.exec_module(module)
-            cls = getattr(module, attribute)
         else:
-            cls = getattr(importlib.import_module(target), attribute)
+            module = importlib.import_module(target)
     except ConfigError:
         raise
-    except AttributeError as error:
-        raise ConfigError(f"plugin {spec!r}: {target} has no class {attribute!r}") from error
-    except Exception as error:
-        raise ConfigError(f"plugin {spec!r} cannot be loaded: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"plugin {spec!r} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    cls = getattr(module, attribute, None)
+    if cls is None:
+        raise ConfigError(f"plugin {spec!r}: {getattr(module, '__file__', None) or target} has no class {attribute!r}")
     if not (isinstance(cls, type) and issubclass(cls, Plugin)):
         raise ConfigError(f"plugin {spec!r} is not a subclass of deviceplugin.Plugin")
     return cls
@@ -330,4 +363,7 @@ def plugin_config(cls: type[Plugin], raw: Mapping[str, Any], label: str) -> Any:
         if raw:
             raise ConfigError(f"plugin {label}: takes no options, but config has {', '.join(sorted(map(str, raw)))}")
         return None
-    return convert(dict(raw), cls.Config, f"plugin {label}: config")
+    try:
+        return convert(dict(raw), cls.Config, f"plugin {label}: config")
+    except (TypeError, NameError) as error:
+        raise ConfigError(f"plugin {label}: its Config is not usable: {error}") from error

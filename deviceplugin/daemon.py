@@ -156,7 +156,7 @@ class Daemon:
 
     def _scanner(self, plan: PluginPlan) -> Scanner:
         settings = plan.settings
-        book = HealthBook(settings.health.rules(), settings.health.damping(), _boot_id(self.host))
+        book = HealthBook({**plan.plugin.recovery, **settings.health.rules()}, settings.health.damping(), _boot_id(self.host))
         inventory = Inventory(
             settings.label,
             book=book,

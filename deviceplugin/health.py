@@ -7,31 +7,14 @@ longer each time. Pure: time comes in, a verdict comes out; the caller keeps :me
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deviceplugin.model import Health
+from deviceplugin.model import Health, Recovery, Rule
 
-
-class Recovery(enum.Enum):
-    """When a unit may be healthy again after the probe stopped seeing the cause."""
-
-    QUIET = "quiet"
-    """Once the probe has said healthy for the rule's ``seconds``."""
-    RESET = "reset"
-    """After a reboot of the machine, or when the unit's incarnation changes: the quiet that follows proves nothing."""
-    NEVER = "never"
-    """Not until an operator forgets the fault."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """How a unit recovers from one cause."""
-
-    recovery: Recovery = Recovery.QUIET
-    seconds: float = 0.0
+_SEVERITY = (Health.HEALTHY, Health.UNKNOWN, Health.UNHEALTHY)
+_HOLD = (Recovery.QUIET, Recovery.RESET, Recovery.NEVER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +76,19 @@ class HealthBook:
         waits = [w for w in waits if w < float("inf")]
         return max(0.0, min(waits)) if waits else None
 
+    def absent(self, present: Collection[str]) -> None:
+        """Ends the quiet of the units that the probe no longer sees: nothing is known of them, and :meth:`due` would ask for them for ever."""
+        for name, unit in self._units.items():
+            if unit.quiet_since is not None and name not in present:
+                self._units[name] = replace(unit, quiet_since=None)
+
+    def gravity(self, seen: Sighting) -> tuple[int, int, float]:
+        """Orders what a probe says from harmless to grave; of two faults, the one that holds a unit longer is the graver."""
+        if seen.health is not Health.UNHEALTHY:
+            return _SEVERITY.index(seen.health), 0, 0.0
+        rule = self.rule(seen.cause)
+        return _SEVERITY.index(seen.health), _HOLD.index(rule.recovery), rule.seconds
+
     def forget(self, unit: str) -> None:
         """Drops what is known of a unit: an operator's pardon."""
         self._units.pop(unit, None)
@@ -110,8 +106,8 @@ class HealthBook:
         if seen.health is not Health.HEALTHY:
             if old.health is seen.health and old.cause == seen.cause:
                 return replace(old, quiet_since=None, incarnation=seen.incarnation or old.incarnation)
-            if old.health is Health.UNHEALTHY and self._outlasts(old.cause, seen):
-                # A fault that only a reset clears is not overwritten by a lesser one: that one's recovery would pardon both.
+            if old.health is Health.UNHEALTHY and not self._reset(old, seen) and self.gravity(Sighting(old.health, old.cause)) > self.gravity(seen):
+                # A fault is not overwritten by a lesser one, or by ignorance: that one's recovery would pardon both.
                 return replace(old, quiet_since=None)
             if old.health is Health.HEALTHY and seen.health is Health.UNHEALTHY:
                 falls = (*falls, now)
@@ -120,7 +116,7 @@ class HealthBook:
             return replace(old, incarnation=seen.incarnation or old.incarnation)
         if old.health is Health.UNKNOWN:
             return UnitHealth(Health.HEALTHY, "", now, seen.incarnation or old.incarnation, falls=falls)
-        if self.rule(old.cause).recovery is Recovery.RESET and seen.incarnation and old.incarnation and seen.incarnation != old.incarnation:
+        if self._reset(old, seen):
             return UnitHealth(Health.HEALTHY, "", now, seen.incarnation, falls=falls)
         quiet = now if old.quiet_since is None else min(old.quiet_since, now)
         held = replace(old, quiet_since=quiet)
@@ -128,10 +124,10 @@ class HealthBook:
             return UnitHealth(Health.HEALTHY, "", now, seen.incarnation or old.incarnation, falls=falls)
         return held
 
-    def _outlasts(self, cause: str, seen: Sighting) -> bool:
-        order = [Recovery.QUIET, Recovery.RESET, Recovery.NEVER]
-        theirs = order.index(self.rule(seen.cause).recovery) if seen.health is Health.UNHEALTHY else -1
-        return order.index(self.rule(cause).recovery) > max(theirs, 0)
+    def _reset(self, old: UnitHealth, seen: Sighting) -> bool:
+        """Whether the unit's fault was one that a reset clears, and the unit was reset since."""
+        known = seen.incarnation != "" and old.incarnation != ""
+        return known and seen.incarnation != old.incarnation and self.rule(old.cause).recovery is Recovery.RESET
 
     def _hold(self, unit: UnitHealth) -> float:
         """Seconds of quiet that the unit needs before it is healthy again."""
@@ -154,10 +150,12 @@ class HealthBook:
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes what :meth:`dump` gave. After a reboot, faults that a reset clears are gone; those for good are not."""
         rebooted = state.get("boot_id") != self._boot_id
+        units: dict[str, UnitHealth] = {}
         for name, fault in state.get("units", {}).items():
             cause = str(fault["cause"])
             if rebooted and self.rule(cause).recovery is not Recovery.NEVER:
                 continue
-            self._units[name] = UnitHealth(
+            units[name] = UnitHealth(
                 Health.UNHEALTHY, cause, float(fault["since"]), str(fault["incarnation"]), falls=tuple(float(t) for t in fault["falls"])
             )
+        self._units.update(units)  # all of it or, where something cannot be read, nothing

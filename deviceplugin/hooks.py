@@ -26,6 +26,10 @@ MAX_HUNG = 16
 """How many calls of one plugin may hang before further ones are refused at once: each holds a thread."""
 
 
+SHOWN = 300
+"""Characters of an exception's text that are passed on: it may end up in a pod's status."""
+
+
 class HookFailed(Exception):
     """A vendor's hook raised, hung, or could not be called; the text names the plugin and the hook."""
 
@@ -74,7 +78,7 @@ class Hooks:
         limit = self._deadlines[hook] if deadline is None else min(deadline, self._deadlines[hook])
         function = getattr(self.plugin, hook)
         collect = hook in ("discover", "prefer")
-        call = _Call(hook, (lambda: list(function(*args))) if collect else (lambda: function(*args)), time.monotonic())
+        call = _Call(hook, (lambda: _collect(function(*args))) if collect else (lambda: function(*args)), time.monotonic())
         self._submit(call)
         finished = call.done.wait(limit)
         if not finished:
@@ -111,7 +115,10 @@ class Hooks:
             inbox = self._idle.pop() if self._idle else None
         if inbox is None:
             inbox = queue.SimpleQueue()
-            threading.Thread(target=self._work, args=(inbox,), name=f"hook-{self.name}", daemon=True).start()
+            try:
+                threading.Thread(target=self._work, args=(inbox,), name=f"hook-{self.name}", daemon=True).start()
+            except RuntimeError as error:  # the limit of processes and threads is reached
+                raise HookFailed(f"plugin {self.name}: {call.hook}() not called: {error}") from error
         inbox.put(call)
 
     def _work(self, inbox: queue.SimpleQueue[_Call | None]) -> None:
@@ -135,8 +142,16 @@ class Hooks:
                 return
 
 
+def _collect(answer: Any) -> Any:
+    """An iterable's items, since a generator runs only now; None, where a hook has nothing to say."""
+    return None if answer is None else list(answer)
+
+
 def _describe(error: BaseException) -> str:
-    """One line for a log or a pod's status: the text of the exception, or its type where it has none."""
-    text = str(error).strip().splitlines()
+    """One short line for a log or a pod's status: the text of the exception, or its type where it has none."""
+    try:
+        text = str(error).strip().splitlines()
+    except Exception:  # noqa: BLE001 - also the text of an exception is a vendor's code
+        text = []
     first = text[0] if text else ""
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return f"{type(error).__name__}: {first[:SHOWN]}" if first else type(error).__name__

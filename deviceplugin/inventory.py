@@ -189,10 +189,10 @@ class Inventory:
                 continue
             resource = item.resource or default
             errors = list(device_errors(item))
-            name_error = resource_name_error(resource)
+            name_error = resource_name_error(resource) if isinstance(resource, str) else ""
             if name_error:
                 errors.append(name_error)
-            elif isinstance(item.id, str) and item.id in owner:
+            elif not errors and item.id in owner:
                 # The kubelet looks a device up by id alone when it refreshes pod status (getPodAndContainerForDevice), and counts one id listed twice
                 # as two devices: an id must be unique on the node.
                 errors.append(f"device id {item.id!r} is there twice, in {owner[item.id]} and in {resource}")
@@ -224,6 +224,8 @@ class Inventory:
     def _publish(self, skipped: Sequence[Skipped], warnings: Sequence[str], now: float) -> tuple[Transition, ...]:
         assert self._hooks is not None, "nothing was discovered yet"
         transitions = self._judge(now)
+        if self._tombstones:
+            self._unite()
         skipped = list(skipped)
         grouped: dict[str, list[Row]] = {name: [] for name in self.snapshots}
         rules: dict[str, Sharing] = {name: snapshot.sharing for name, snapshot in self.snapshots.items()}
@@ -252,14 +254,25 @@ class Inventory:
         self.snapshots = published
         return transitions
 
+    def _unite(self) -> None:
+        """Lists no id twice under one name, which resources may come to share: a device that is there stands for its own tombstone."""
+        taken = {(self._shared(resource)[0], device_id) for resource, device_id in self._present}
+        for resource, device_id in list(self._tombstones):
+            one = (self._shared(resource)[0], device_id)
+            if one in taken:
+                del self._tombstones[resource, device_id]
+            taken.add(one)
+
     def _judge(self, now: float) -> tuple[Transition, ...]:
         """The probe's word about each unit is the worst about any of its devices."""
         seen: dict[str, Sighting] = {}
         for device in self._present.values():
             cause = device.cause or ("" if device.health is Health.HEALTHY else f"reported {device.health.value}")
             worst = seen.get(device.unit)
-            if worst is None or _severity(device.health) > _severity(worst.health):
-                seen[device.unit] = Sighting(device.health, cause, device.incarnation)
+            sighting = Sighting(device.health, cause, device.incarnation)
+            if worst is None or self._book.gravity(sighting) > self._book.gravity(worst):
+                seen[device.unit] = sighting
+        self._book.absent(seen.keys())
         transitions = []
         for unit, sighting in seen.items():
             before = self._book.get(unit)
@@ -298,10 +311,6 @@ def list_too_long(resource: str, rows: int, size: int) -> str:
 
 def _row_ids(device_id: str, replicas: int) -> list[str]:
     return [device_id] if replicas == 1 else [f"{device_id}{REPLICA}{k}" for k in range(replicas)]
-
-
-def _severity(health: Health) -> int:
-    return (Health.HEALTHY, Health.UNKNOWN, Health.UNHEALTHY).index(health)
 
 
 def _copy(device: Device, **changes: object) -> Device:

@@ -11,10 +11,18 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeVar
 
 Attribute = bool | int | str
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+
+V = TypeVar("V")
+
+
+def _frozen(mapping: Mapping[str, V]) -> Mapping[str, V]:
+    """A copy that nobody can change: a maker may use one dict for all its devices."""
+    return MappingProxyType(dict(mapping)) if mapping else mapping
 
 
 class Health(enum.Enum):
@@ -138,12 +146,31 @@ class Device:
         put(self, "numa_nodes", tuple(numa_nodes))
         put(self, "nodes", tuple(DeviceNode(n) if isinstance(n, str) else n for n in nodes))
         put(self, "mounts", tuple(Mount(m) if isinstance(m, str) else m for m in mounts))
-        put(self, "envs", envs)
-        put(self, "annotations", annotations)
+        put(self, "envs", _frozen(envs))
+        put(self, "annotations", _frozen(annotations))
         put(self, "cdi", tuple(cdi))
-        put(self, "attributes", attributes)
-        put(self, "capacity", capacity)
+        put(self, "attributes", _frozen(attributes))
+        put(self, "capacity", _frozen(capacity))
         put(self, "incarnation", incarnation)
+
+
+class Recovery(enum.Enum):
+    """When a unit may be healthy again after the probe stopped seeing the cause."""
+
+    QUIET = "quiet"
+    """Once the probe has said healthy for the rule's ``seconds``."""
+    RESET = "reset"
+    """After a reboot of the machine, or when the unit's incarnation changes: the quiet that follows proves nothing."""
+    NEVER = "never"
+    """Not until an operator forgets the fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a unit recovers from one cause."""
+
+    recovery: Recovery = Recovery.QUIET
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
-from deviceplugin.model import Device, Edits, Host, Skipped
+from deviceplugin.model import Device, Edits, Host, Rule, Skipped
 
 
 class Plugin:
@@ -32,6 +33,10 @@ class Plugin:
     Config: ClassVar[type | None] = None
     """A ``msgspec.Struct`` (or dataclass) for the plugin's part of the configuration file, or None for a plugin without options. Unknown keys and
     wrong types are refused before the plugin is made. Keys in the file are the field names as ``rename`` spells them."""
+
+    recovery: ClassVar[Mapping[str, Rule]] = MappingProxyType({})
+    """When a unit may be healthy again after :meth:`discover` stopped reporting a cause, by the cause or by its part before the first colon. The
+    configuration's rules come before these; a cause without a rule ends when it is no longer reported."""
 
     interval: float = 30.0
     """Seconds between two looks at the hardware when nothing calls for one sooner. Plugins that override :meth:`watch` keep it as a safety net."""
@@ -59,8 +64,9 @@ class Plugin:
         """
         raise NotImplementedError
 
-    def prefer(self, available: Sequence[Device], required: Sequence[Device], size: int) -> Iterable[Device]:
-        """Which ``size`` of the ``available`` devices to take, the ``required`` ones among them. By default the configured policy decides.
+    def prefer(self, available: Sequence[Device], required: Sequence[Device], size: int) -> Iterable[Device] | None:
+        """Which ``size`` of the ``available`` devices to take, the ``required`` ones among them. The configured policy decides by default, and where
+        this answers None. With replicas a device is available once for each that is free.
 
         An answer that is too short, too long or late is mended, never passed on as an error: an error here would fail the pod.
         """

@@ -113,8 +113,11 @@ class Scanner:
                 self._look.clear()
                 self._scan()
                 next_scan = self._clock() + self._pause()
-            elif transitions := self.inventory.bury(self._held):
-                self._publish(transitions)
+            else:
+                before = self.inventory.snapshots
+                transitions = self.inventory.bury(self._held)
+                if self.inventory.snapshots is not before:
+                    self._publish(transitions)
             self._first.set()
             self._wake.wait(max(0.0, next_scan - self._clock()))
 
@@ -128,9 +131,10 @@ class Scanner:
 
     def _scan(self) -> None:
         began = self._clock()
-        if any(hook == "discover" for hook, _ in self.hooks.hung()):
-            self._failed(f"plugin {self.name}: discover() still hangs; it is not called again before it comes back")
-            return
+        for hook, _ in self.hooks.hung():
+            if hook in ("start", "discover"):
+                self._failed(f"plugin {self.name}: {hook}() still hangs; it is not called again before it comes back")
+                return
         try:
             if not self._started:
                 self.hooks.call("start")
@@ -141,16 +145,16 @@ class Scanner:
             return
         took = self._clock() - began
         self._tally.time("scan_seconds", took, plugin=self.name)
-        if self.report.error:
-            log.info("plugin %s: discovery works again", self.name)
-        self.report = ScanReport(self._clock(), took)
-        self._distrusted = False
         try:
             transitions = self.inventory.update(found, self.hooks, self._held)
         except Exception as error:  # a bug of ours must not end the thread: without it a node's devices would freeze
             log.exception("plugin %s: the inventory could not be made", self.name)
             self._failed(f"plugin {self.name}: the inventory could not be made: {error!r}")
             return
+        if self.report.error:
+            log.info("plugin %s: discovery works again", self.name)
+        self.report = ScanReport(self._clock(), took)
+        self._distrusted = False
         self._publish(transitions)
 
     def _failed(self, text: str) -> None:
@@ -186,7 +190,7 @@ class Scanner:
                     if self._stopping.is_set():
                         return
                 log.debug("plugin %s: watch() ended", self.name)
-            except Exception as error:  # noqa: BLE001 - whatever a vendor's code raises: said, counted, tried again
+            except BaseException as error:  # noqa: BLE001 - whatever a vendor's code raises, SystemExit too: said, counted, tried again
                 log.error("plugin %s: watch() failed: %s: %s; looking every %g s meanwhile", self.name, type(error).__name__, error, self._interval)
                 self._tally.count("hook_failures", plugin=self.name, hook="watch", reason="error")
             delay = 1.0 if self._clock() - began > WATCH_BACKOFF_CAP else min(delay * 2, WATCH_BACKOFF_CAP)

@@ -54,14 +54,19 @@ class EndpointError(Exception):
 
 
 def _encode(message: Any) -> bytes:
-    encoded: bytes = message.SerializeToString()
+    # The kubelet keeps the answer to Allocate: one question gives the same bytes each time. Maps would else be in another order in each process.
+    encoded: bytes = message.SerializeToString(deterministic=True)
     return encoded
 
 
-def socket_name(resource: str) -> str:
-    """A name that no process ever used: in a container the process id is the same after every restart, hence the random part."""
+def socket_name(resource: str, directory: str = "") -> str:
+    """A name that no process ever used: in a container the process id is the same after every restart, hence the random part.
+
+    It fits into ``directory``, with a dot before it too, unless that leaves no room for a name at all.
+    """
     tail = f"-{_nonce}-{next(_numbers)}.sock"
-    return socket_stem(resource, NAME_MAX - len(tail) - 1) + tail
+    room = min(NAME_MAX, SUN_PATH_MAX - len(os.fsencode(directory)) - 1) - 1
+    return socket_stem(resource, max(room - len(tail), 12)) + tail
 
 
 class Endpoint:
@@ -70,7 +75,7 @@ class Endpoint:
     def __init__(self, directory: str, handlers: Handlers, tally: Tally, on_change: Callable[[], None], *, publish: bool = False) -> None:
         """``publish`` is for the plugins_registry directory: the server is bound under a name the kubelet ignores and then renamed."""
         self.handlers = handlers
-        self.name = socket_name(handlers.resource)
+        self.name = socket_name(handlers.resource, directory)
         self.path = os.path.join(directory, self.name)
         self.streams_opened = 0
         self.notified: tuple[bool, str] | None = None
@@ -86,9 +91,7 @@ class Endpoint:
 
     def _bind(self, directory: str, publish: bool) -> grpc.Server:
         if len(os.fsencode(self._bound_path)) > SUN_PATH_MAX:
-            raise EndpointError(
-                f"{self._bound_path}: a socket's path may have {SUN_PATH_MAX} characters, this has {len(os.fsencode(self._bound_path))}"
-            )
+            raise EndpointError(f"{directory}: too long a path for a socket's name below it: {SUN_PATH_MAX} characters are all there may be")
         if not os.path.isdir(directory):
             raise EndpointError(f"{directory} is not there: the kubelet makes it when it starts; is it mounted?")
         if not os.access(directory, os.W_OK | os.X_OK):
@@ -101,8 +104,8 @@ class Endpoint:
             bound = 0
             log.debug("bind: %s", error)
         if not bound:
-            # grpcio writes the reason to its own log only.
-            raise EndpointError(f"cannot bind a socket at {self._bound_path} (uid {os.getuid()})")
+            # grpcio writes the reason to its own log only. The socket is not named: a text that is new each time would be logged each time.
+            raise EndpointError(f"cannot bind a socket in {directory} (uid {os.getuid()})")
         os.chmod(self._bound_path, 0o600)
         server.start()
         return server
@@ -110,13 +113,13 @@ class Endpoint:
     def _settle(self) -> SocketId:
         # The kubelet dials back while it holds our Register call: it must find us answering.
         if not listening(self._bound_path):
-            raise EndpointError(f"{self._bound_path}: bound, but nobody can connect to it")
+            raise EndpointError(f"a socket was bound in {os.path.dirname(self.path)}, but nobody can connect to it")
         if self._bound_path != self.path:
             # A rename is what the plugin watcher sees as one complete new socket; names that begin with a dot it does not see.
             os.rename(self._bound_path, self.path)
         identity = identify(self.path)
         if identity is None:
-            raise EndpointError(f"{self.path}: the socket vanished while it was being made")
+            raise EndpointError(f"a socket in {os.path.dirname(self.path)} vanished while it was being made")
         return identity
 
     @property

@@ -93,9 +93,15 @@ class Handlers:
                 raise Refused("INTERNAL", f"plugin {snapshot.hooks.name}: allocate() answered {type(edits).__name__} instead of Edits")
         else:
             edits = sum_edits(devices)
+        try:
+            response = to_response(edits)
+        except (TypeError, ValueError, AttributeError) as error:
+            text = f"plugin {snapshot.hooks.name}: allocate() answered Edits with a field of the wrong type"
+            log.error("%s: %s: %s", self.resource, text, error)
+            raise Refused("INTERNAL", text) from error
         self._count_allocation(1)
         self._count_devices(len(rows))
-        return to_response(edits)
+        return response
 
     def _find(self, snapshot: Snapshot, ids: Iterable[str]) -> list[Row]:
         index = snapshot.index
@@ -123,28 +129,32 @@ class Handlers:
     def _prefer(self, snapshot: Snapshot, available: list[str], required: list[str], size: int) -> list[str]:
         try:
             chosen = self._ask_vendor(snapshot, available, required, size) if snapshot.hooks.has("prefer") else []
-            if len(chosen) == size:
+            if chosen and len(chosen) == size:
                 return chosen
             return snapshot.table.choose(self._policy(), available, required, size)
         except Exception:  # whatever goes wrong here, the pod must not pay for it
             log.exception("%s: choosing devices failed; the first free ones are taken", self.resource)
             self._tally.count("preferred_failures", resource=self.resource)
-            rest = sorted(set(available) - set(required))
-            return (sorted(set(required)) + rest)[: max(size, 0)]
+            first, rest = sorted(set(required)), sorted(set(available) - set(required))
+            return first + rest[: max(0, size - len(first))]
 
     def _ask_vendor(self, snapshot: Snapshot, available: list[str], required: list[str], size: int) -> list[str]:
         """The vendor's choice as row ids, or nothing if it is unusable. The vendor chooses devices and sees each once per free replica."""
         index = snapshot.index
+        if not index.keys() >= set(required):
+            return []  # the answer must have them all, and a vendor can only choose what is there
         free: dict[str, list[str]] = {}
         for one in sorted(set(available) - set(required)):
             if one in index:
                 free.setdefault(index[one].device.id, []).append(one)
-        must = [index[one] for one in sorted(set(required)) if one in index]
+        must = [index[one] for one in sorted(set(required))]
         offered = [row.device for row in must] + [index[slot].device for slots in free.values() for slot in slots]
         try:
             answer = snapshot.hooks.call("prefer", offered, [row.device for row in must], size)
         except HookFailed as error:
             log.warning("%s: %s; policy %s decides", self.resource, error, self._policy())
+            return []
+        if answer is None:
             return []
         chosen = [row.id for row in must]
         pending = {row.device.id for row in must}

@@ -68,6 +68,9 @@ class ResourceLock:
             on_wait()
             threading.Thread(target=self._wait, args=(fd, owner, on_held), name=f"lock-{self.resource}", daemon=True).start()
             return
+        except OSError as error:
+            os.close(fd)
+            raise LockError(f"{self.resource}: cannot lock {self.path}: {error.strerror}; the file system must support flock") from error
         self._take(fd, owner, on_held)
 
     def owner(self) -> Owner | None:
@@ -103,6 +106,11 @@ class ResourceLock:
                 return
             self._fd = fd
         on_held()
+        with self._guard:
+            if not self._released:  # else the number may be another file's by now
+                self._label(fd, owner)
+
+    def _label(self, fd: int, owner: Owner) -> None:
         said = json.dumps({"pid": owner.pid, "host": owner.host, "since": owner.since}).encode()
         try:
             os.ftruncate(fd, 0)

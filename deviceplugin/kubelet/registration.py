@@ -68,7 +68,7 @@ class Registrar:
         """Makes the socket in advance, so that a standby has only to announce it."""
         try:
             self._spare = self._new_endpoint()
-        except EndpointError as error:
+        except (EndpointError, OSError) as error:
             log.debug("%s: no socket in advance: %s", self.resource, error)
 
     def start(self) -> None:

@@ -48,7 +48,7 @@ class DirectoryWatch:
     def _run(self) -> None:
         while not self._stopping:
             events = self._inotify.read(RECHECK)
-            if self._stopping:
+            if self._stopping or events is None:
                 return
             changed = self._arm()
             watched = {wd for wd, _, _ in self._armed.values()}

@@ -54,6 +54,7 @@ class Arrivals:
             pod = Pod.single(f"arrival-{self.created}", limits={RESOURCE: 1})
             manifest = yaml.safe_load(pod.manifest(f"00000000-0000-0000-0000-{time.monotonic_ns() % 10**12:012d}"))
             manifest["spec"]["volumes"] = [{"name": "never", "hostPath": {"path": "/nonexistent", "type": "Directory"}}]
+            manifest["spec"]["containers"][0]["volumeMounts"] = [{"name": "never", "mountPath": "/never"}]
             path = self.node.manifests_dir / f"{pod.name}.yaml"
             path.with_name(f".{path.name}").write_text(yaml.safe_dump(manifest))
             path.with_name(f".{path.name}").rename(path)

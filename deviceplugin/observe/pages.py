@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the status server answers, as plain functions from a path to a page."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+
+from deviceplugin.daemon import Daemon
+from deviceplugin.observe import status
+from deviceplugin.observe.readiness import Check, liveness, readiness
+from deviceplugin.observe.words import one_line
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+TEXT = "text/plain; charset=utf-8"
+
+INDEX = """\
+/metrics          for Prometheus
+/healthz          whether the process lives
+/readyz           whether it is ready; ?verbose says what that depends on
+/devices          everything, as JSON
+/debug/threads    what each thread does (from this machine only)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    status: int
+    body: str | bytes
+    kind: str = TEXT
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Pages:
+    """Safe from any thread."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._registry: CollectorRegistry | None = None
+        self._lock = threading.Lock()
+
+    def get(self, target: str, accept: str = "", *, local: bool = True) -> Page:
+        """The page at a request's target. ``local`` is whether who asks is on this machine."""
+        try:
+            parts = urlsplit(target)
+        except ValueError:
+            return Page(400, "not a path\n")
+        match parts.path:
+            case "/":
+                return Page(200, INDEX)
+            case "/metrics":
+                return self._metrics(accept)
+            case "/healthz" | "/livez":
+                dead = liveness(self._daemon)
+                return Page(503, f"threads that ended: {', '.join(dead)}\n") if dead else Page(200, "ok\n")
+            case "/readyz":
+                return _ready(readiness(self._daemon), verbose="verbose" in parse_qs(parts.query, keep_blank_values=True))
+            case "/devices":
+                return Page(200, msgspec.json.encode(status.take(self._daemon)) + b"\n", "application/json")
+            case "/debug/threads" if local:
+                return Page(200, threads())
+            case "/debug/threads":
+                return Page(403, "only from this machine\n")
+        return Page(404, f"nothing here; there is\n{INDEX}")
+
+    def _metrics(self, accept: str) -> Page:
+        from prometheus_client.exposition import choose_encoder  # 40 ms that only a scraped daemon spends
+
+        from deviceplugin.observe import metrics
+
+        with self._lock:
+            if self._registry is None:
+                self._registry = metrics.registry(self._daemon)
+        encode, kind = choose_encoder(accept)
+        return Page(200, encode(self._registry), kind)
+
+
+def _ready(checks: tuple[Check, ...], *, verbose: bool) -> Page:
+    """In the shape that kube-apiserver gave such pages: a line for each check, then the verdict."""
+    ready = all(one.ok for one in checks)
+    lines = [f"[{'+' if one.ok else '-'}] {one.name}: {one_line(one.text)}" for one in checks if verbose or not one.ok]
+    return Page(200 if ready else 503, "\n".join([*lines, "ready" if ready else "not ready", ""]))
+
+
+def threads() -> str:
+    """The stack of every thread."""
+    names = {thread.ident: thread for thread in threading.enumerate()}
+    parts = []
+    for ident, frame in sorted(sys._current_frames().items()):
+        thread = names.get(ident)
+        title = f"{thread.name}{' (daemon)' if thread.daemon else ''}" if thread else "not a Python thread"
+        parts.append(f"{title} [{ident}]\n{''.join(traceback.format_stack(frame))}")
+    return "\n".join(parts)

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One picture of the daemon at one moment, made on demand from its snapshots. As JSON it is what ``/devices`` and ``-o json`` answer.
+
+The fields below are a contract: none is removed or changes its meaning within ``version: v1``, new ones may come. Times are RFC 3339 in UTC.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Mapping
+
+import msgspec
+
+import deviceplugin
+from deviceplugin.daemon import Daemon
+from deviceplugin.inventory import Inventory, Row, Snapshot
+from deviceplugin.kubelet.podresources import Holdings
+from deviceplugin.model import Health
+from deviceplugin.observe.readiness import Check, owner_name, readiness, waits_for
+from deviceplugin.observe.words import utf8
+from deviceplugin.scanner import ScanReport
+from deviceplugin.service import Role, Service
+
+
+class _Struct(msgspec.Struct, frozen=True, rename="camel"):
+    """A part of the picture: keys are camelCase."""
+
+
+class ContainerStatus(_Struct, frozen=True):
+    """A container that holds a device."""
+
+    namespace: str
+    pod: str
+    container: str
+
+
+class DeviceStatus(_Struct, frozen=True):
+    """One line of the list that the kubelet has."""
+
+    id: str
+    """As the kubelet knows it; with replicas it ends in ``::`` and a number."""
+    device: str
+    """The device behind it, as the plugin calls it."""
+    unit: str
+    """The physical thing behind it: what shares it fails together."""
+    health: str
+    """``healthy``, ``unhealthy`` or ``unknown``. Only ``healthy`` ones are given to new containers."""
+    cause: str
+    """Why it is not healthy, empty if it is; ``gone`` for one that vanished and stays listed while a container may hold it."""
+    since: datetime.datetime
+    """Since when it is in this health, for this cause."""
+    age_seconds: float
+    """The same as seconds before ``takenAt``."""
+    numa_nodes: tuple[int, ...]
+    attributes: Mapping[str, bool | int | str]
+    capacity: Mapping[str, int]
+    held_by: tuple[ContainerStatus, ...] | None
+    """Who holds it, as the kubelet said last (``podResources`` says when); null if it never said."""
+
+
+class ResourceStatus(_Struct, frozen=True):
+    """One advertised resource."""
+
+    name: str
+    plugin: str
+    role: str
+    """``active`` here, ``standby`` behind another instance, ``blocked`` for want of a lock, or ``none`` where no daemon was asked."""
+    waits_for: str
+    """For a standby: who is active instead."""
+    phase: str
+    """With the kubelet: ``down``, ``registering``, ``expecting`` (registered, list not read yet) or ``serving``; empty if ``role`` is not active."""
+    endpoint: str
+    """The name of our socket, empty if there is none."""
+    streams: int
+    """ListAndWatch streams that are open."""
+    lag: int
+    """Lists that the slowest stream has not been sent yet."""
+    registrations: int
+    """Registrations since this instance became active."""
+    error: str
+    """What is in the way, empty if nothing is."""
+    generation: int
+    """Grows with each list that differs from the one before."""
+    replicas: int
+    """Entries of the list for each device."""
+    healthy: int
+    unhealthy: int
+    unknown: int
+    devices: tuple[DeviceStatus, ...]
+
+
+class LeftOut(_Struct, frozen=True):
+    """Something that was seen and is not advertised."""
+
+    what: str
+    reason: str
+
+
+class HungHook(_Struct, frozen=True):
+    """A call of a plugin's code that did not come back."""
+
+    hook: str
+    seconds: float
+
+
+class PluginStatus(_Struct, frozen=True):
+    """One plugin and how its last look at the hardware went."""
+
+    name: str
+    looked_seconds_ago: float | None
+    """Seconds since the last successful discovery, null if there was none."""
+    scan_seconds: float
+    """How long that one took."""
+    error: str
+    """Why the last discovery failed, empty if it did not."""
+    failures: int
+    """Failures since the last success."""
+    hung_hooks: tuple[HungHook, ...]
+    skipped: tuple[LeftOut, ...]
+    warnings: tuple[str, ...]
+
+
+class HealthEvent(_Struct, frozen=True):
+    """A unit changed its health."""
+
+    at: datetime.datetime
+    plugin: str
+    unit: str
+    before: str
+    """Its health until then, empty at its first sight."""
+    after: str
+    cause: str
+
+
+class PodResourcesStatus(_Struct, frozen=True):
+    """How well it is known who holds what."""
+
+    age_seconds: float | None
+    """Seconds since the kubelet said so, null if it never did."""
+    error: str
+    """Why it cannot be asked now, empty if it can."""
+
+
+class Status(_Struct, frozen=True):
+    """The daemon at one moment."""
+
+    version: str
+    """Of this format: ``v1``."""
+    taken_at: datetime.datetime
+    node: str
+    release: str
+    """Version of the program."""
+    pid: int
+    """As the daemon sees it, which in a container is not what the host sees."""
+    uptime_seconds: float
+    ready: bool
+    checks: tuple[Check, ...]
+    plugins: tuple[PluginStatus, ...]
+    resources: tuple[ResourceStatus, ...]
+    pod_resources: PodResourcesStatus
+    config_error: str
+    """Why the configuration file was not applied when it was read again, empty if it was."""
+    events: tuple[HealthEvent, ...]
+    """The latest changes of health, oldest first. A unit that is well at first sight is no change."""
+
+
+class Clock:
+    """Turns the daemon's monotonic times into times that people know, as of one moment."""
+
+    def __init__(self, monotonic: float | None = None, wall: float | None = None) -> None:
+        self.now = time.monotonic() if monotonic is None else monotonic
+        self._wall = time.time() if wall is None else wall
+
+    def age(self, moment: float) -> float:
+        """Seconds since ``moment``. A moment of before a reboot, when the clock started anew, counts as now."""
+        return round(max(0.0, self.now - moment), 3)
+
+    def time(self, moment: float) -> datetime.datetime:
+        wall = datetime.datetime.fromtimestamp(self._wall - self.age(moment), datetime.UTC)
+        return wall.replace(microsecond=wall.microsecond // 1000 * 1000)
+
+
+def take(daemon: Daemon, clock: Clock | None = None) -> Status:
+    """The picture of a running daemon. Safe from any thread; it holds no lock while it looks."""
+    clock = clock or Clock()
+    checks = readiness(daemon, clock.now)
+    holdings = daemon.podresources.holdings.get()
+    return Status(
+        version="v1",
+        taken_at=clock.time(clock.now),
+        node=daemon.host.node_name or os.uname().nodename,
+        release=deviceplugin.__version__,
+        pid=os.getpid(),
+        uptime_seconds=clock.age(daemon.started_at),
+        ready=all(check.ok for check in checks),
+        checks=checks,
+        plugins=tuple(plugin_status(one.inventory, one.report, clock, one.hooks.hung()) for one in daemon.scanners.values()),
+        resources=tuple(resource_status(one.cell.get(), holdings, clock, one) for _, one in sorted(daemon.services.items())),
+        pod_resources=PodResourcesStatus(clock.age(holdings.taken_at) if holdings.taken_at else None, utf8(holdings.error)),
+        config_error=utf8(daemon.config_error),
+        events=tuple(
+            HealthEvent(clock.time(one.at), one.plugin, utf8(one.unit), one.before.value if one.before else "", one.after.value, utf8(one.cause))
+            for one in tuple(daemon.events)
+            if one.before is not None or one.after is not Health.HEALTHY
+        ),
+    )
+
+
+def plugin_status(inventory: Inventory, report: ScanReport, clock: Clock, hung: tuple[tuple[str, float], ...] = ()) -> PluginStatus:
+    return PluginStatus(
+        name=inventory.name,
+        looked_seconds_ago=clock.age(report.succeeded_at) if report.succeeded_at else None,
+        scan_seconds=round(report.seconds, 6),
+        error=utf8(report.error),
+        failures=report.failures,
+        hung_hooks=tuple(HungHook(hook, round(seconds, 3)) for hook, seconds in hung),
+        skipped=tuple(LeftOut(utf8(one.what), utf8(one.reason)) for one in inventory.skipped),
+        warnings=tuple(utf8(one) for one in inventory.warnings),
+    )
+
+
+def resource_status(snapshot: Snapshot, holdings: Holdings, clock: Clock, service: Service | None = None) -> ResourceStatus:
+    """One resource; without its service, as it would be advertised."""
+    active = service is not None and service.role is Role.ACTIVE
+    standing = service.registrar.standing() if service is not None and active else None
+    counts = snapshot.counts()
+    return ResourceStatus(
+        name=snapshot.resource,
+        plugin=snapshot.hooks.name,
+        role=service.role.value if service is not None else "none",
+        waits_for=owner_name(waits_for(service)) if service is not None and service.role is Role.STANDBY else "",
+        phase=standing.phase.value if standing else "",
+        endpoint=standing.endpoint if standing else "",
+        streams=standing.streams if standing else 0,
+        lag=standing.lag if standing else 0,
+        registrations=standing.registrations if standing else 0,
+        error=standing.error if standing else service.error if service is not None and service.role is Role.BLOCKED else "",
+        generation=snapshot.generation,
+        replicas=snapshot.sharing.replicas,
+        healthy=counts[Health.HEALTHY],
+        unhealthy=counts[Health.UNHEALTHY],
+        unknown=counts[Health.UNKNOWN],
+        devices=tuple(_device(snapshot.resource, row, holdings, clock) for row in snapshot.rows),
+    )
+
+
+def _device(resource: str, row: Row, holdings: Holdings, clock: Clock) -> DeviceStatus:
+    holders = holdings.holders(resource, row.id)
+    return DeviceStatus(
+        id=row.id,
+        device=row.device.id,
+        unit=utf8(row.device.unit),
+        health=row.health.value,
+        cause=utf8(row.cause),
+        since=clock.time(row.since),
+        age_seconds=clock.age(row.since),
+        numa_nodes=row.device.numa_nodes,
+        attributes={key: utf8(value) if isinstance(value, str) else value for key, value in row.device.attributes.items()},
+        capacity={utf8(key): value for key, value in row.device.capacity.items()},
+        held_by=tuple(ContainerStatus(one.namespace, one.pod, one.container) for one in holders) if holdings.taken_at else None,
+    )

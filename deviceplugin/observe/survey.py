@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One look at the hardware without a daemon: what would be advertised, what not, and why."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from deviceplugin.config import ConfigError
+from deviceplugin.daemon import Plan, PluginPlan, sharing_of
+from deviceplugin.hooks import HookFailed, Hooks
+from deviceplugin.inventory import Inventory
+from deviceplugin.kubelet.podresources import Holdings
+from deviceplugin.observe.status import Clock, PluginStatus, ResourceStatus, plugin_status, resource_status
+from deviceplugin.scanner import ScanReport
+from deviceplugin.tally import Tally
+
+
+class Survey(msgspec.Struct, frozen=True, rename="camel"):
+    """What one look found. ``deviceplugin check -o json`` answers this."""
+
+    version: str
+    """Of this format: ``v1``."""
+    source: str
+    """The configuration file, empty without one."""
+    ok: bool
+    """Whether all of it would be served: there are no errors."""
+    errors: tuple[str, ...]
+    """What must be mended first, with what to do."""
+    warnings: tuple[str, ...]
+    """What is probably not meant."""
+    plugins: tuple[PluginStatus, ...] = ()
+    """What each left out is in its ``skipped``."""
+    resources: tuple[ResourceStatus, ...] = ()
+    """As they would be advertised; who holds what is not known."""
+
+
+def refused(source: str, error: ConfigError) -> Survey:
+    """A configuration that cannot even be tried."""
+    return Survey("v1", source, False, (str(error),), ())
+
+
+def survey(plan: Plan, source: str = "", progress: Callable[[str], None] = lambda _text: None) -> Survey:
+    """Lets every plugin look once. ``progress`` hears what is being done."""
+    clock = Clock()
+    errors: list[str] = []
+    warnings: list[str] = []
+    plugins: list[PluginStatus] = []
+    resources: dict[str, ResourceStatus] = {}
+    known: set[str] = set()
+    for one in plan.plugins:
+        label = one.settings.label
+        progress(f"plugin {label} looks at its hardware")
+        inventory, report = _look(one, plan)
+        if report.error:
+            errors.append(report.error)
+        plugins.append(plugin_status(inventory, report, clock))
+        warnings += [f"plugin {label}: {text}" for text in inventory.warnings]
+        for name, snapshot in inventory.snapshots.items():
+            known |= {row.device.resource or one.plugin.resource for row in snapshot.rows}
+            # Where a list is too long nothing is published, and why is said of the resource instead of a device.
+            errors += [left.reason for left in inventory.skipped if left.what == name]
+            if name in resources:
+                errors.append(f"{name}: plugins {resources[name].plugin} and {label} both have devices for it: rename one of the resources")
+            else:
+                resources[name] = resource_status(snapshot, Holdings(), clock)
+    for name in plan.settings.resources:
+        if name not in known and not errors:
+            near = difflib.get_close_matches(name, known, n=1)
+            warnings.append(f"resources.{name}: no plugin has such a resource here{f', did you mean {near[0]!r}?' if near else ''}")
+    return Survey("v1", source, not errors, tuple(errors), tuple(warnings), tuple(plugins), tuple(one for _, one in sorted(resources.items())))
+
+
+def _look(plan: PluginPlan, whole: Plan) -> tuple[Inventory, ScanReport]:
+    hooks = Hooks(plan.plugin, plan.settings.label, Tally(), plan.settings.deadlines.by_hook())
+    inventory = Inventory(plan.settings.label, sharing=sharing_of(whole.settings.resources), clock=time.monotonic)
+    began = time.monotonic()
+    error = ""
+    try:
+        hooks.call("start")
+        inventory.update(hooks.call("discover"), hooks)
+    except HookFailed as failure:
+        error = str(failure)
+    seconds = time.monotonic() - began
+    try:
+        hooks.call("stop")
+    except HookFailed as failure:
+        error = error or str(failure)
+    hooks.close()
+    return inventory, ScanReport(0.0 if error else time.monotonic(), seconds, error, bool(error))
