@@ -17,13 +17,13 @@ help: ## this list
 $(VENV)/.deps: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 cannot make a virtual environment: install Debian's python3-venv" >&2; exit 1; }
 	@echo "installing dependencies into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools Cython --group dev
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt setuptools Cython --group dev
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.deps setup.py $(NATIVE)
 	@echo "building native modules ..."
-	@DEVICEPLUGIN_WERROR=$(if $(CI),1,) $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable .
+	@DEVICEPLUGIN_WERROR=$(if $(CI),1,) $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable .
 	@touch $@
 
 demo: $(VENV)/.built ## watch a node's devices being served, broken and repaired
@@ -40,7 +40,7 @@ check: $(VENV)/.built ## lint, types, layers, generated code
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/cython-lint --max-line-length 150 native/*.pyx native/*.pxd
+	PATH="$(BIN):$$PATH" $(BIN)/cython-lint native/*.pyx native/*.pxd
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'native/*.c' 'native/*.h')
 	PYTHON=$(BIN)/python tools/protos.sh --check
 

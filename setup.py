@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native modules: native/*.pyx, built as deviceplugin._native.*. Everything else is in pyproject.toml.
+"""The native modules: native/*.pyx, built as deviceplugin._native.*, and the NVML simulator. Everything else is in pyproject.toml.
 
 DEVICEPLUGIN_WERROR=1 makes warnings errors, as CI does; DEVICEPLUGIN_SANITIZE=1 builds with AddressSanitizer and UBSan.
 """
@@ -7,10 +7,12 @@ DEVICEPLUGIN_WERROR=1 makes warnings errors, as CI does; DEVICEPLUGIN_SANITIZE=1
 from __future__ import annotations
 
 import os
+import runpy
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 flags = ["-O2", "-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 link: list[str] = []
@@ -32,7 +34,19 @@ extensions = [
     for pyx in sorted(Path("native").glob("*.pyx"))
 ]
 
+
+class BuildExt(build_ext):
+    """Builds the simulator too: a plain shared library, which distutils has no word for."""
+
+    def run(self) -> None:
+        super().run()
+        base = Path() if self.inplace or self.editable_mode else Path(self.build_lib)
+        build = runpy.run_path("native/nvml_sim/build.py")["build"]
+        build(base / "deviceplugin/testing/libnvidia_ml_sim", [f for f in flags if f == "-Werror"])
+
+
 setup(
+    cmdclass={"build_ext": BuildExt},
     ext_modules=cythonize(
         extensions,
         build_dir="build/cython",

@@ -8,7 +8,7 @@ import sys
 
 from bench.report import machine
 
-SECTIONS = ("core", "native")
+SECTIONS = ("core", "native", "linkset", "nvml")
 
 
 def main() -> None:

@@ -184,7 +184,8 @@ def _survey(args: argparse.Namespace) -> Survey:
 
     settings = _settings(args, {})
     plan = make_plan(settings, Host(args.root, settings.node_name or os.uname().nodename))
-    return survey.survey(plan, args.config or "", progress(Screen(sys.stderr)))
+    with progress(Screen(sys.stderr)) as say:
+        return survey.survey(plan, args.config or "", say)
 
 
 def _check(args: argparse.Namespace) -> int:

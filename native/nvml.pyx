@@ -368,8 +368,12 @@ cdef class Nvml:
                 raise ValueError("this Nvml is closed")
             if self.running:
                 return self.state
-            self.state, self.reason = self.start()
-            return self.state
+            state, reason = self.start()
+            if self.ended:  # while the library took its time
+                self.stop()
+                return self.state
+            self.state, self.reason = state, reason
+            return state
 
     def start(self):
         cdef char[512] why
@@ -389,7 +393,7 @@ cdef class Nvml:
             reasons.append(why.decode("utf-8", "replace"))
         if not opened:
             reason = "; ".join(reasons) or f"no {SONAME} below {self.where[1]}"
-            return (State.BAD_LIBRARY if any("cannot open shared object file" not in r for r in reasons) else State.NO_LIBRARY), reason
+            return (State.BAD_LIBRARY if any("No such file or directory" not in r for r in reasons) else State.NO_LIBRARY), reason
         missing = set()
         n = 0
         while nvml_api_symbol(n) != NULL:
@@ -438,12 +442,14 @@ cdef class Nvml:
         return EventSet(self, types)
 
     def close(self):
-        """Shuts NVML down, once no call and no event set uses it any more. Idempotent."""
-        with self.lock:
-            self.ended = True
-            self.state = State.CLOSED
-            if not self.users:
+        """Shuts NVML down, once no call and no event set uses it any more. Never waits for them. Idempotent."""
+        self.ended = True
+        self.state = State.CLOSED
+        if not self.users and self.lock.acquire(False):  # else the one that leaves last, or that is opening it, does it
+            try:
                 self.stop()
+            finally:
+                self.lock.release()
 
     def own(self):
         if self.owner != getpid():

@@ -13,7 +13,7 @@ find "$build/deviceplugin" "$build/plugins" -name '*.so' -delete
 cd "$build"
 DEVICEPLUGIN_SANITIZE=1 DEVICEPLUGIN_WERROR=1 "$python" setup.py --quiet build_ext --inplace
 
-[ $# -gt 0 ] || set -- tests/unit/native tests/unit/allocation tests/unit/events
+[ $# -gt 0 ] || set -- tests/unit/native tests/unit/allocation tests/unit/events tests/unit/gpu_topology tests/unit/nvml
 # Python and its libraries leak on exit, so leaks are not looked for; pymalloc is left out so that each object is an allocation that ASan knows.
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
   ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1 \

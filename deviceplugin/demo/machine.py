@@ -63,7 +63,10 @@ plugins:
         old = self._devices[serial].node
         self._devices[serial] = host.usb(self._ports[serial], "046d", "0825", serial=serial)
         new = self._devices[serial].node
-        return f"It comes back as {new}, and is the same device by its serial number.\nA container that runs has {old} still; a new pod gets the new file"
+        return (
+            f"It comes back as {new}, and is the same device by its serial number.\n"
+            f"A container that runs has {old} still; a new pod gets the new file"
+        )
 
     def _serial(self, device_id: str) -> str:
         return next(serial for serial in self._ports if device_id.endswith(serial))

@@ -17,7 +17,7 @@ from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
 from deviceplugin.kubelet.endpoint import Endpoint, EndpointError
 from deviceplugin.kubelet.handlers import Handlers
 from deviceplugin.kubelet.lifecycle import EXPECT, REDIAL, Action, Facts, Outcome, Phase, State, announced, wake_at, watched
-from deviceplugin.kubelet.paths import Paths, identify, listening
+from deviceplugin.kubelet.paths import Paths, SocketId, identify, listening
 from deviceplugin.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Registrar:
         self._endpoint: Endpoint | None = None
         self._spare: Endpoint | None = None
         self._channel: grpc.Channel | None = None
+        self._dialled: SocketId | None = None
         self._call: Any = None
         self._outcome: Outcome | None = None
         self._error = ""
@@ -65,11 +66,21 @@ class Registrar:
         self._thread = threading.Thread(target=self._run, name=f"register-{self.resource}", daemon=True)
 
     def prepare(self) -> None:
-        """Makes the socket in advance, so that a standby has only to announce it."""
+        """Makes the socket and the connection to the kubelet in advance, so that a standby has only to announce itself.
+
+        Not with the plugin watcher, to which a socket that is there is announced.
+        """
+        if self._watcher:
+            return
         try:
             self._spare = self._new_endpoint()
-        except (EndpointError, OSError) as error:
-            log.debug("%s: no socket in advance: %s", self.resource, error)
+            self._spare.rehearse()
+            self._dialled = identify(self._paths.kubelet_socket)
+            if self._dialled is not None and listening(self._paths.kubelet_socket):
+                self._channel = self._dial()
+                grpc.channel_ready_future(self._channel).result(timeout=1.0)
+        except (EndpointError, OSError, grpc.FutureTimeoutError) as error:
+            log.debug("%s: not all is ready in advance: %s", self.resource, error)
 
     def start(self) -> None:
         self._thread.start()
@@ -157,8 +168,10 @@ class Registrar:
             self._register(self._endpoint)
 
     def _register(self, endpoint: Endpoint) -> None:
-        options = (("grpc.default_authority", "localhost"), ("grpc.use_local_subchannel_pool", 1))
-        self._channel = grpc.insecure_channel(f"unix:{self._paths.kubelet_socket}", options=options)
+        if self._channel is not None and self._dialled != self._state.kubelet:
+            self._hang_up()
+        if self._channel is None:
+            self._channel = self._dial()
         register = self._channel.unary_unary(
             "/v1beta1.Registration/Register", request_serializer=pb.RegisterRequest.SerializeToString, response_deserializer=pb.Empty.FromString
         )
@@ -166,6 +179,11 @@ class Registrar:
         call = register.future(request, timeout=REGISTER_TIMEOUT)
         self._call = call
         call.add_done_callback(self._answered)
+
+    def _dial(self) -> grpc.Channel:
+        # The kubelet's other callers say localhost too; gRPC would send the socket's path, which some servers refuse.
+        options = (("grpc.default_authority", "localhost"), ("grpc.use_local_subchannel_pool", 1))
+        return grpc.insecure_channel(f"unix:{self._paths.kubelet_socket}", options=options)
 
     def _answered(self, call: Any) -> None:
         if call is not self._call or call.cancelled():

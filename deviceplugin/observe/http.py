@@ -47,6 +47,10 @@ class _Reader:
         self._inner = inner
         self._left = limit
 
+    @property
+    def exhausted(self) -> bool:
+        return self._left <= 0
+
     def readline(self, size: int = -1) -> bytes:
         line: bytes = self._inner.readline(self._left if size < 0 else min(size, self._left))
         self._left -= len(line)
@@ -61,14 +65,18 @@ class _Reader:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
+    rfile: _Reader  # type: ignore[assignment]
     timeout = IDLE_LIMIT
     server: _Server
 
     def setup(self) -> None:
         super().setup()
-        self.rfile = _Reader(self.rfile, MAX_REQUEST)  # type: ignore[assignment]
+        self.rfile = _Reader(self.rfile, MAX_REQUEST)
 
     def do_GET(self) -> None:
+        if self.rfile.exhausted:
+            self._answer(Page(431, f"the request has more than {MAX_REQUEST} bytes\n"))
+            return
         self._answer(self.server.pages.get(self.path, self.headers.get("Accept", ""), local=self._is_local()))
 
     def do_HEAD(self) -> None:
@@ -218,7 +226,7 @@ class StatusServer:
         self._stopping = True
         self._wake.set()
         if self._thread.ident is not None:
-            self._thread.join(timeout=0.5)
+            self._thread.join(timeout=0.5)  # it may be looking up a name
         if self._tcp is not None:
             self._tcp.end()
         if self._unix is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import deviceplugin
 from deviceplugin.config import ConfigError, Settings
-from deviceplugin.daemon import Daemon, Plan, make_plan
+from deviceplugin.daemon import Daemon, make_plan
 from deviceplugin.kubelet.paths import Paths, identify
 from deviceplugin.model import Health, Host
 from deviceplugin.observe import logging as formats
@@ -35,7 +35,65 @@ STOP_LIMIT = 1.9
 """Seconds from SIGTERM to the end of the process, whatever hangs."""
 
 FIRST_LOOK = 1.0
-"""Seconds that the status server waits for the first registration: what it imports would slow that down."""
+"""Seconds that the status server waits for the first look at the hardware: what it imports would slow the registration down."""
+
+
+class Orders:
+    """What the process is told by signals and by its own threads, in order, and the end of it if an order to stop is not carried out in time.
+
+    A signal that another thread takes, or that comes a moment before the main thread waits, does not wake the main thread. So the interpreter writes
+    each to a pipe, and a thread of its own reads them: that works too while the main thread is busy or hangs.
+    """
+
+    _LOST, _OVER = 254, 255
+
+    def __init__(self) -> None:
+        self._orders: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+        self._over = threading.Event()
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._writer, False)
+        self._thread = threading.Thread(target=self._read, name="signals", daemon=True)
+
+    def __enter__(self) -> Orders:
+        self._old = {number: signal.signal(number, _noted) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._over.set()
+        signal.set_wakeup_fd(self._old_wakeup)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        os.write(self._writer, bytes([self._OVER]))
+        self._thread.join()
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def next(self) -> tuple[str, int]:
+        """Waits for an order: ``reload``, or ``stop`` with the exit status."""
+        return self._orders.get()
+
+    def lost(self) -> None:
+        """The device-plugins directory is dead."""
+        if not self._over.is_set():
+            os.write(self._writer, bytes([self._LOST]))
+
+    def _read(self) -> None:
+        while True:
+            for byte in os.read(self._reader, 64):
+                if byte == self._OVER:
+                    return
+                if byte == signal.SIGHUP:
+                    self._orders.put(("reload", 0))
+                elif byte in (signal.SIGTERM, signal.SIGINT, self._LOST):
+                    status = EX_LOST if byte == self._LOST else 0
+                    self._orders.put(("stop", status))
+                    if not self._over.wait(STOP_LIMIT):
+                        # No lock may be taken here that whatever hangs could hold, the log's among them.
+                        names = ", ".join(sorted(thread.name for thread in threading.enumerate()))
+                        _last_words(f"stopping takes too long; leaving now. Threads: {names}")
+                        os._exit(status)
 
 
 class Process:
@@ -47,9 +105,6 @@ class Process:
         self._root = root
         self._classes = classes
         self._source = source
-        # Written by signal handlers: SimpleQueue.put is reentrant, a Condition or a Thread.start there could deadlock.
-        self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._alarm: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._server: StatusServer | None = None
         self._server_lock = threading.Lock()
         self._stopping = False
@@ -60,82 +115,39 @@ class Process:
         host = Host(self._root, settings.node_name or os.uname().nodename)
         formats.setup(settings.log_format, settings.log_level)
         plan = make_plan(settings, host, self._classes)
-        if not plan.plugins:
-            raise ConfigError(f"{self._source or 'the command line'}: names no plugin: there is nothing to serve")
         names = ", ".join(one.settings.label for one in plan.plugins)
         log.info("deviceplugin %s, pid %d, plugins: %s (%s)", deviceplugin.__version__, os.getpid(), names, self._source or "from the command line")
         os.umask(0o077)
-        try:
-            daemon = Daemon(plan, Paths.below(self._root), host, on_lost=self._lost)
-        except OSError as error:
-            log.error("cannot start: %s", error)
-            return 1
-        return self._serve(daemon)
-
-    def _serve(self, daemon: Daemon) -> int:
-        handled = {number: signal.signal(number, self._signalled) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-        threading.Thread(target=self._watchdog, name="watchdog", daemon=True).start()
-        try:
-            daemon.start()
-            threading.Thread(target=self._introduce, args=(daemon,), name="introduction", daemon=True).start()
-            while (order := self._orders.get()) == "reload":
-                self._reload(daemon)
-            status = EX_LOST if order == "lost" else 0
-            began = time.monotonic()
-            if not status:
-                log.info("stopping")
-            with self._server_lock:
-                self._stopping = True
-                server = self._server
-            if server is not None:
-                server.stop()
-            daemon.stop()
-            self._leave(status, began)
-            return status
-        finally:
-            self._alarm.put(None)
-            for number, handler in handled.items():
-                signal.signal(number, handler)
-
-    def _signalled(self, number: int, _frame: object) -> None:
-        if number == signal.SIGHUP:
-            self._orders.put("reload")
-            return
-        self._alarm.put(0)
-        self._orders.put("stop")
-
-    def _lost(self, directory: str) -> None:
-        log.error(
-            "%s was removed on the host and lives on in a mount of this container: only a new container can see the new one; leaving", directory
-        )
-        self._alarm.put(EX_LOST)
-        self._orders.put("lost")
-
-    def _watchdog(self) -> None:
-        """Ends the process if an orderly end takes too long. It takes no lock that whatever hangs could hold, the log's among them."""
-        status = self._alarm.get()
-        if status is None:
-            return
-        deadline = time.monotonic() + STOP_LIMIT
-        while (left := deadline - time.monotonic()) > 0:
+        threading.excepthook = _thread_died
+        with Orders() as orders:
             try:
-                if self._alarm.get(timeout=left) is None:
-                    return
-            except queue.Empty:
-                break
-        _last_words("stopping takes too long; leaving now. Threads: " + ", ".join(sorted(thread.name for thread in threading.enumerate())))
-        os._exit(status)
+                daemon = Daemon(plan, Paths.below(self._root), host, on_lost=lambda directory: self._lost(orders, directory))
+            except OSError as error:
+                log.error("cannot start: %s", error)
+                return 1
+            return self._serve(daemon, orders)
 
-    def _leave(self, status: int, began: float) -> None:
-        """Lets the interpreter end by itself, unless a thread that it would wait for does not."""
-        for thread in _lingering():
-            thread.join(max(0.0, began + STOP_LIMIT - 0.2 - time.monotonic()))
-        if lingering := _lingering():
-            log.warning("leaving without waiting for threads that hang: %s", ", ".join(sorted(thread.name for thread in lingering)))
-            logging.shutdown()
-            sys.stdout.flush()
-            os._exit(status)
-        log.info("stopped after %.0f ms", (time.monotonic() - began) * 1000)
+    def _serve(self, daemon: Daemon, orders: Orders) -> int:
+        daemon.start()
+        threading.Thread(target=self._introduce, args=(daemon,), name="introduction", daemon=True).start()
+        while (order := orders.next())[0] == "reload":
+            self._reload(daemon)
+        status = order[1]
+        began = time.monotonic()
+        log.info("stopping")
+        with self._server_lock:
+            self._stopping = True
+            server = self._server
+        ending = threading.Thread(target=server.stop if server else _nothing, name="stop-status", daemon=True)
+        ending.start()
+        daemon.stop()
+        ending.join(max(0.0, began + STOP_LIMIT - 0.3 - time.monotonic()))
+        _leave(status, began)
+        return status
+
+    def _lost(self, orders: Orders, directory: str) -> None:
+        log.error("%s was removed on the host and lives on in a mount of this container; only a new container sees the new one: leaving", directory)
+        orders.lost()
 
     def _introduce(self, daemon: Daemon) -> None:
         """Off the path to the registration: says what was found, then starts the status server."""
@@ -146,7 +158,9 @@ class Process:
             log.info("%s: %s, %s", name, count(total, "device"), "all healthy" if healthy == total else f"{healthy} healthy")
         for label, scanner in daemon.scanners.items():
             if not scanner.report.error and scanner.report.succeeded_at and not any(one.rows for one in scanner.inventory.snapshots.values()):
-                log.info("plugin %s: no devices on this node%s", label, _skips(len(scanner.inventory.skipped)))
+                left_out = len(scanner.inventory.skipped)
+                why = f"; {left_out} left out, `deviceplugin devices` says why" if left_out else ""
+                log.info("plugin %s: no devices on this node%s", label, why)
         if not complete:
             log.info("some plugins are still looking at their hardware")
         if identify(daemon.paths.kubelet_socket) is None:
@@ -166,14 +180,13 @@ class Process:
         try:
             settings = self._read()
             plan = make_plan(settings, daemon.host, self._classes)
-            if not plan.plugins:
-                raise ConfigError(f"{self._source}: names no plugin")
         except ConfigError as error:
             daemon.config_error = str(error)
             log.error("%s; nothing was changed", error)
             return
         formats.setup(settings.log_format, settings.log_level)
-        _say_ignored(daemon.plan, plan)
+        if settings.node_name != daemon.plan.settings.node_name:
+            log.warning("nodeName: a change takes effect at the next start")
         daemon.apply(plan)
         with self._server_lock:
             if self._server is not None:
@@ -181,17 +194,35 @@ class Process:
         log.info("%s: applied", self._source)
 
 
-def _say_ignored(old: Plan, new: Plan) -> None:
-    if old.settings.node_name != new.settings.node_name:
-        log.warning("nodeName: a change takes effect at the next start")
-
-
-def _skips(number: int) -> str:
-    return f"; {number} left out, see `deviceplugin devices`" if number else ""
+def _leave(status: int, began: float) -> None:
+    """Lets the interpreter end by itself, unless a thread that it would wait for does not."""
+    for thread in _lingering():
+        thread.join(max(0.0, began + STOP_LIMIT - 0.2 - time.monotonic()))
+    if lingering := _lingering():
+        log.warning("leaving without waiting for threads that hang: %s", ", ".join(sorted(thread.name for thread in lingering)))
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
+    log.info("stopped after %.0f ms", (time.monotonic() - began) * 1000)
 
 
 def _lingering() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+
+
+def _noted(_number: int, _frame: object) -> None:
+    """The interpreter has written the signal to the pipe before it calls this."""
+
+
+def _nothing() -> None:
+    """There was no status server yet."""
+
+
+def _thread_died(died: threading.ExceptHookArgs) -> None:
+    """In the log's own format. What cannot do without the thread is shown by /healthz."""
+    if died.exc_value is not None:
+        where = died.thread.name if died.thread else "?"
+        log.critical("thread %s ended: %r", where, died.exc_value, exc_info=(died.exc_type, died.exc_value, died.exc_traceback))
 
 
 def _last_words(text: str) -> None:

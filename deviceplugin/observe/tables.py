@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TextIO
 
 from deviceplugin.observe.words import one_line
@@ -92,15 +94,25 @@ def _fit(widths: list[int], total: int, *, optional: bool) -> list[int]:
     return fitted
 
 
-def progress(screen: Screen, after: float = 2.0) -> Callable[[str], None]:
-    """A function that says what is being done, on a terminal, from ``after`` seconds after the first word on."""
-    import time
-
-    began: list[float] = []
+@contextmanager
+def progress(screen: Screen, after: float = 2.0) -> Iterator[Callable[[str], None]]:
+    """A function that takes what is being done; on a terminal, what takes longer than ``after`` seconds is shown, and all that follows."""
+    current: list[str] = []
+    slow, over = threading.Event(), threading.Event()
 
     def say(text: str) -> None:
-        began.append(time.monotonic())
-        if screen.terminal and began[-1] - began[0] >= after:
-            screen.line(text, style="dim")
+        current.append(text)
+        if slow.is_set():
+            screen.line(f"{text} ...", style="dim")
 
-    return say
+    def wait() -> None:
+        if not over.wait(after):
+            slow.set()
+            screen.line(f"{current[-1] if current else 'working'} ...", style="dim")
+
+    if screen.terminal:
+        threading.Thread(target=wait, name="progress", daemon=True).start()
+    try:
+        yield say
+    finally:
+        over.set()

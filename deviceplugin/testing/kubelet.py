@@ -22,7 +22,7 @@ from deviceplugin.testing.pods import Pod
 from deviceplugin.testing.process import Process
 from deviceplugin.testing.rpc import RpcFailed
 from deviceplugin.testing.settings import KubeletPanicked, KubeletStopped, Order, Policy, Semantics, Settings
-from deviceplugin.testing.sockets import deaf_socket
+from deviceplugin.testing.sockets import deaf_socket, remove_sockets
 
 __all__ = ["Kubelet", "NotReached"]
 
@@ -137,7 +137,7 @@ class Kubelet:
     def reboot(self, *, readmit: bool = True) -> None:
         """The node restarts: no container runs, and every plugin's socket is gone. Plugins are the test's to kill and to start again."""
         self.stop()
-        self._wipe()
+        remove_sockets(self.device_plugins)
         self.restart(running=(), readmit=readmit)
 
     def readmit(self) -> dict[str, Admission]:
@@ -145,8 +145,12 @@ class Kubelet:
         return self._readmit()
 
     def wipe_dir(self) -> None:
-        """Everything in the device-plugins directory goes, while the kubelet runs on without noticing."""
-        self._wipe()
+        """Everything in the device-plugins directory goes, the checkpoint too, while the kubelet runs on without noticing."""
+        for entry in os.scandir(self.device_plugins):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
 
     def replace_dir(self) -> None:
         """The device-plugins directory itself goes and a new, empty one comes, as when a node is set up anew. The kubelet runs on, unreachable."""
@@ -243,6 +247,7 @@ class Kubelet:
     def delete_pod(self, pod: Pod) -> None:
         """The pod is gone. Its devices come free when the kubelet next looks: at an admission, or when pod resources are listed."""
         self._pods.pop(pod.uid, None)
+        self._admissions.pop(pod.uid, None)
         self._running -= {(pod.uid, container.name) for container in pod.all_containers()}
 
     def pod_status(self, pod: Pod) -> status.Status:
@@ -402,13 +407,6 @@ class Kubelet:
     def _active_pods(self) -> Sequence[Pod]:
         """Pods that are neither deleted nor rejected, the one being admitted among them."""
         return [pod for pod in tuple(self._pods.values()) if self._admissions.get(pod.uid, True)]
-
-    def _wipe(self) -> None:
-        for entry in os.scandir(self.device_plugins):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)
 
     def _counts(self, resource: str) -> tuple[int, int]:
         return self._process.manager.counts(resource) if self._process else (0, 0)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -23,7 +22,7 @@ from deviceplugin.testing.podresources import PodResources
 from deviceplugin.testing.pods import Pod
 from deviceplugin.testing.rpc import Caller
 from deviceplugin.testing.settings import Settings
-from deviceplugin.testing.sockets import Listener
+from deviceplugin.testing.sockets import Listener, remove_sockets
 from deviceplugin.testing.watcher import Watcher
 
 _A_YEAR = 365 * 86400.0
@@ -59,9 +58,7 @@ class Process:
         self.watcher.start()
         self.manager.read_checkpoint()
         os.makedirs(self._settings.device_plugins, mode=0o750, exist_ok=True)
-        for entry in os.scandir(self._settings.device_plugins):
-            if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
-                os.unlink(entry.path)
+        remove_sockets(self._settings.device_plugins)
         return self._registration.start(inode)
 
     def kill(self) -> None:

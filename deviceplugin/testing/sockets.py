@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import stat
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,13 @@ def deaf_socket(path: str) -> socket.socket:
     deaf.bind(path)
     deaf.listen(64)
     return deaf
+
+
+def remove_sockets(directory: str) -> None:
+    """Removes every socket directly in a directory, whosever it is, and nothing else."""
+    for entry in os.scandir(directory):
+        if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+            os.unlink(entry.path)
 
 
 def check_path(path: str) -> None:

@@ -112,7 +112,7 @@ def test_standby_takes_over_while_pods_keep_coming(node: Node) -> None:
     found = sorted(gaps(node, since))
     p99 = found[min(len(found) - 1, int(len(found) * 0.99))]
     print(f"{len(found)} gaps: median {found[len(found) // 2]:.1f} ms, p99 {p99:.1f} ms, max {found[-1]:.1f} ms; {arrivals.created} pods, {len(arrivals.failed)} failed")
-    assert len(found) >= 2 * TAKEOVERS
+    assert len(found) >= TAKEOVERS  # two ends of streams may fall into one gap
     assert p99 < 50
     # While no stream is open the kubelet refuses what arrives, by itself: "no healthy devices present". Nothing that a plugin does can change that, only
     # how long it lasts. A gap shorter than PERIOD meets one pod at most; nothing else may fail.

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,9 +26,10 @@ def root() -> Iterator[Path]:
 def restored() -> Iterator[None]:
     """What a run changes for its whole process."""
     top, environ = logging.getLogger(), dict(os.environ)
-    handlers, level, umask = list(top.handlers), top.level, os.umask(0o022)
+    handlers, level, umask, hook = list(top.handlers), top.level, os.umask(0o022), threading.excepthook
     yield
     os.umask(umask)
+    threading.excepthook = hook
     top.handlers[:] = handlers
     top.setLevel(level)
     os.environ.clear()

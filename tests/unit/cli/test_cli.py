@@ -108,3 +108,12 @@ def test_devices_as_json_says_that_none_runs(fuse: str, tmp_path: Path, capsys: 
     found = json.loads(capsys.readouterr().out)
     assert found["daemons"] == []
     assert found["survey"]["resources"][0]["name"] == "example.com/fuse"
+
+
+def test_devices_that_may_not_ask_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/deviceplugin").write_text("not a directory")
+    assert cli.main(["devices", "--root", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"{tmp_path}/run/deviceplugin: Not a directory" in err

@@ -86,7 +86,8 @@ def test_one_topology_serves_many_threads() -> None:
 def test_other_threads_run_while_a_search_lasts() -> None:
     chance = random.Random(4)
     topology = Topology(any_links(20, chance), any_numa(20, chance))
-    begun, stop, searches = threading.Event(), threading.Event(), []
+    begun, stop = threading.Event(), threading.Event()
+    searches: list[list[int]] = []
 
     def search() -> None:
         begun.set()

@@ -7,7 +7,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from deviceplugin.kubelet.lifecycle import BACKOFF_CAP, BACKOFF_PERMANENT, EXPECT, REDIAL, ZOMBIE, Action, Facts, Outcome, Phase, State, announced, wake_at, watched
+from deviceplugin.kubelet.lifecycle import (
+    BACKOFF_CAP,
+    BACKOFF_PERMANENT,
+    EXPECT,
+    REDIAL,
+    ZOMBIE,
+    Action,
+    Facts,
+    Outcome,
+    Phase,
+    State,
+    announced,
+    wake_at,
+    watched,
+)
 from deviceplugin.kubelet.paths import SocketId
 
 MOST_STEPS = 4
@@ -183,8 +197,7 @@ def test_failures_are_never_repeated_without_a_pause() -> None:
     """A socket on which nobody listens is tried a bounded number of times in a minute."""
     world = World()
     world.begin(jitter=0.0)
-    world.kubelet_starts(same_inode=False)
-    world.listens = False
+    world.kubelet = SocketId(1, 1, 1)
     for _ in range(6000):
         world.now += 0.01
         world.run()

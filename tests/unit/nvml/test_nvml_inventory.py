@@ -111,7 +111,7 @@ def test_three_hundred_gpus_are_all_there(start: Start) -> None:
 def test_slow_calls_leave_the_interpreter_to_others(start: Start) -> None:
     machine = sim.one_t4()
     nvml = start(machine)
-    machine.rule("nvmlDeviceGetUUID", delay=0.4)
+    machine.rule("nvmlDeviceGetUUID", delay=1)
     worker = threading.Thread(target=nvml.snapshot)
     worker.start()
     longest, last, looks = 0.0, time.monotonic(), 0
@@ -119,7 +119,7 @@ def test_slow_calls_leave_the_interpreter_to_others(start: Start) -> None:
         looks += 1
         longest, last = max(longest, time.monotonic() - last), time.monotonic()
     assert looks > 1000
-    assert longest < 0.35
+    assert longest < 0.9
 
 
 def test_threads_read_while_the_machine_changes(start: Start) -> None:

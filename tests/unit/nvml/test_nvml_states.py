@@ -137,6 +137,29 @@ def test_programs_that_know_nothing_of_it_run_on_the_simulator(tmp_path: Path) -
     assert done.stdout == "8 NVIDIA H100 80GB HBM3\n"
 
 
+def test_closing_does_not_wait_for_an_initialisation_that_hangs(tmp_path: Path) -> None:
+    machine = sim.one_t4()
+    machine.rule("nvmlInit", delay=0.5)
+    nvml = Nvml(machine.install(tmp_path))
+    states: list[State] = []
+    opener = threading.Thread(target=lambda: states.append(nvml.open()))
+    opener.start()
+    while opener.is_alive() and not nvml.path:  # set once the library is open, just before its initialisation
+        pass
+    nvml.close()
+    assert opener.is_alive()
+    opener.join(5)
+    assert states == [State.CLOSED]
+    with pytest.raises(ValueError, match="closed"):
+        nvml.snapshot()
+
+
+def test_a_path_is_taken_alone_and_another_root_never_falls_back(tmp_path: Path) -> None:
+    assert native.candidates("/x/lib.so", str(tmp_path)) == ["/x/lib.so"]
+    assert native.candidates(root=str(tmp_path)) == []
+    assert native.candidates()[0] == sim.SONAME
+
+
 def test_closing_waits_for_whoever_still_uses_it(tmp_path: Path) -> None:
     machine = sim.one_t4()
     nvml = Nvml(machine.install(tmp_path))

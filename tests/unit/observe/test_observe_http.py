@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 
 from deviceplugin.daemon import Daemon
 from deviceplugin.model import Device
@@ -77,6 +78,14 @@ def test_each_page_answers(status: StatusServer) -> None:
     assert get(status, "/nothing")[0] == 404
 
 
+def test_prometheus_may_ask_for_openmetrics(daemon: Daemon) -> None:
+    page = Pages(daemon).get("/metrics", "application/openmetrics-text; version=1.0.0")
+    assert page.kind.startswith("application/openmetrics-text")
+    assert isinstance(page.body, bytes)
+    families = openmetrics(page.body.decode())  # type: ignore[no-untyped-call]
+    assert any(family.name == "deviceplugin_devices" for family in families)
+
+
 def test_verbose_readiness_has_a_line_for_each_check(status: StatusServer) -> None:
     lines = get(status, "/readyz?verbose")[2].splitlines()
     assert lines[0] == "[+] config: applied"
@@ -105,8 +114,8 @@ def test_the_stacks_are_for_this_machine_only(daemon: Daemon) -> None:
 def test_a_request_larger_than_the_limit_is_not_read_to_its_end(status: StatusServer) -> None:
     with raw(status) as connection:
         connection.sendall(b"GET /healthz HTTP/1.0\r\n" + b"".join(b"X-%d: %s\r\n" % (i, b"x" * 1000) for i in range(20)))
-        # The end of the headers never comes; the limit makes one.
-        assert connection.recv(4096).startswith(b"HTTP/1.0 200 ")
+        # The end of the headers never comes.
+        assert connection.recv(4096).startswith(b"HTTP/1.0 431 ")
 
 
 def test_a_client_that_sends_nothing_is_hung_up_on(status: StatusServer, monkeypatch: pytest.MonkeyPatch) -> None:

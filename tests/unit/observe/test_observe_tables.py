@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+from threading import Event
 
 import pytest
 
@@ -49,12 +50,32 @@ def test_names_from_hardware_do_not_drive_the_terminal() -> None:
     assert stream.getvalue() == "a\\x1b[2J\\n\\udcff\nX\n\\x07\n"
 
 
-def test_progress_is_shown_on_terminals_once_it_takes_long() -> None:
+class Shown(io.StringIO):
+    """Says when something was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = Event()
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        self.written.set()
+        return count
+
+
+def test_what_takes_long_is_shown_on_a_terminal() -> None:
+    stream = Shown()
+    with progress(Screen(stream, terminal=True), after=0.01) as say:
+        say("plugin a looks")
+        assert stream.written.wait(5)
+        say("plugin b looks")
+    assert "plugin a looks ..." in stream.getvalue()
+    assert "plugin b looks ..." in stream.getvalue()
+
+
+@pytest.mark.parametrize(("terminal", "after"), [(True, 100.0), (False, 0.0)])
+def test_what_is_quick_or_goes_into_a_pipe_shows_no_progress(terminal: bool, after: float) -> None:
     stream = io.StringIO()
-    say = progress(Screen(stream, terminal=True), after=0.0)
-    say("first look")
-    assert "first look" in stream.getvalue()
-    quiet = io.StringIO()
-    progress(Screen(quiet, terminal=True), after=100.0)("first look")
-    progress(Screen(quiet, terminal=False), after=0.0)("first look")
-    assert quiet.getvalue() == ""
+    with progress(Screen(stream, terminal=terminal), after=after) as say:
+        say("plugin a looks")
+    assert stream.getvalue() == ""

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The directories that the kubelet and we share: wiped, replaced, missing, or of no use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from deviceplugin.kubelet import watch
+from deviceplugin.kubelet.paths import Paths
+from deviceplugin.kubelet.watch import DirectoryWatch
+from deviceplugin.service import Role
+from deviceplugin.testing import Kubelet, Pod
+from tests.kubelet.serving import RESOURCE, Rack, service_of, serving, wait_until
+
+
+def test_wiped_directory_costs_nothing_while_the_kubelet_reads(either: Kubelet) -> None:
+    with serving(either, Rack("a", "b")):
+        either.wait_for(RESOURCE, healthy=2)
+        either.wipe_dir()
+        assert either.admit(Pod.requesting(RESOURCE))
+        assert either.streams(RESOURCE) == 1
+        either.restart()
+        either.wait_for(RESOURCE, healthy=2)
+    assert all(e.detail["streams"] == 0 for e in either.events.of("register"))
+
+
+def test_our_socket_removed_by_a_stranger(either: Kubelet) -> None:
+    rack = Rack("a")
+    with serving(either, rack) as daemon:
+        either.wait_for(RESOURCE, healthy=1)
+        os.unlink(os.path.join(either.device_plugins, service_of(daemon).registrar.standing().endpoint))
+        rack.put("b")
+        either.wait_for(RESOURCE, healthy=2)
+        assert len(either.events.of("register")) == 1, "the stream lives: nothing is wrong yet"
+        either.drop_connections(RESOURCE)
+        either.wait_for_event("registered", RESOURCE, count=2)
+        either.wait_for(RESOURCE, healthy=2)
+
+
+def test_file_that_a_stranger_put_in_our_sockets_place_is_left_to_him(kubelet: Kubelet) -> None:
+    with serving(kubelet, Rack("a")) as daemon:
+        kubelet.wait_for(RESOURCE, healthy=1)
+        path = os.path.join(kubelet.device_plugins, service_of(daemon).registrar.standing().endpoint)
+        os.rename(path, f"{path}.old")
+        os.mknod(path, stat.S_IFSOCK | 0o600)
+    assert os.path.exists(path)
+
+
+def test_directory_that_is_replaced_is_found_again(either: Kubelet) -> None:
+    with serving(either, Rack("a")):
+        either.wait_for(RESOURCE, healthy=1)
+        for _ in range(2):
+            either.replace_dir()
+            either.restart()
+            either.wait_for(RESOURCE, healthy=1, timeout=4.0)
+
+
+def test_kubelets_whole_tree_is_made_anew(either: Kubelet) -> None:
+    with serving(either, Rack("a")):
+        either.wait_for(RESOURCE, healthy=1)
+        either.stop()
+        shutil.rmtree(os.path.join(either.root, "var"))
+        either.start()
+        either.wait_for(RESOURCE, healthy=1, timeout=4.0)
+
+
+def test_directory_that_is_missing_at_the_start_is_waited_for(short_root: str) -> None:
+    assert os.listdir(short_root) == []
+    with serving(short_root, Rack("a")), Kubelet(short_root) as kubelet:
+        kubelet.wait_for(RESOURCE, healthy=1, timeout=4.0)
+
+
+def test_dead_directory_under_a_mount_is_told_apart(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's bind mount keeps a directory that the host has removed: it has no link any more, and no new one will ever be seen."""
+    directory = str(tmp_path)
+    lost: list[str] = []
+    watcher = DirectoryWatch([directory], lambda _name: None, lost.append)
+    try:
+        real = os.stat
+
+        class Dead:
+            st_nlink, st_dev, st_ino = 0, real(directory).st_dev, real(directory).st_ino
+
+        monkeypatch.setattr(watch.os, "stat", lambda path: Dead if path == directory else real(path))
+        watcher._arm()
+    finally:
+        monkeypatch.undo()
+        watcher.stop()
+    assert lost == [directory]
+
+
+def test_socket_directory_that_is_a_file(short_root: str, caplog: pytest.LogCaptureFixture) -> None:
+    with Kubelet(short_root) as kubelet, serving(kubelet, Rack("a"), registration="watcher") as daemon:
+        kubelet.wait_for(RESOURCE, healthy=1)
+        kubelet.stop()
+        shutil.rmtree(kubelet.plugins_registry)
+        with open(kubelet.plugins_registry, "w", encoding="ascii"):
+            pass
+        registrar = service_of(daemon).registrar
+        registrar.wake()
+        wait_until(lambda: kubelet.plugins_registry in registrar.standing().error, "the reason")
+        os.unlink(kubelet.plugins_registry)
+        kubelet.start()
+        kubelet.wait_for(RESOURCE, healthy=1)
+    assert sum(kubelet.plugins_registry in record.getMessage() for record in caplog.records) <= 2, "once for each reason, not for each try"
+
+
+def test_no_permission_is_said_with_what_to_do(short_root: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    denied = True
+    real = os.access
+    monkeypatch.setattr("deviceplugin.kubelet.endpoint.os.access", lambda path, mode: not denied and real(path, mode))
+    with Kubelet(short_root) as kubelet, serving(kubelet, Rack("a")) as daemon:
+        wait_until(lambda: "no permission" in service_of(daemon).registrar.standing().error, "the reason")
+        denied = False
+        kubelet.wait_for(RESOURCE, healthy=1, timeout=4.0)
+    said = [record.getMessage() for record in caplog.records if "no permission" in record.getMessage()]
+    assert len(said) == 1
+    assert f"uid {os.getuid()}" in said[0]
+    assert kubelet.device_plugins in said[0]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_without_root_the_reason_is_one_line(short_root: str) -> None:
+    """In a process of another user, on directories that are the kubelet's and closed to it."""
+    with Kubelet(short_root) as kubelet:
+        os.makedirs(Paths.below(short_root).locks, mode=0o777)
+        os.chmod(short_root, 0o755)
+        os.chmod(kubelet.device_plugins, 0o755)
+        program = (
+            "import os, sys; sys.path.insert(0, os.getcwd())\n"
+            "from tests.kubelet.serving import Rack, service_of, serving, wait_until\n"
+            "import os; root = sys.argv[1]; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+            "with serving(root, Rack('a')) as daemon:\n"
+            "    service = service_of(daemon)\n"
+            "    wait_until(lambda: service.error or service.registrar.standing().error, 'the reason')\n"
+            "    print(service.error or service.registrar.standing().error)\n"
+        )
+        said = subprocess.run([sys.executable, "-W", "error", "-c", program, short_root], capture_output=True, text=True, timeout=20, check=False)
+    assert said.returncode == 0, said.stderr
+    assert "uid 65534" in said.stdout
+    assert "Traceback" not in said.stderr
+
+
+def test_lock_directory_is_made_where_it_is_missing(kubelet: Kubelet) -> None:
+    locks = Paths.below(kubelet.root).locks
+    assert not os.path.exists(locks)
+    with serving(kubelet, Rack("a")):
+        kubelet.wait_for(RESOURCE, healthy=1)
+        assert os.listdir(locks) == ["vendor.example_device.lock"]
+
+
+def test_lock_directory_that_cannot_be_used_blocks_the_resource_until_it_can(
+    kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("deviceplugin.service.LOCK_RETRY", 0.05)
+    locks = Paths.below(kubelet.root).locks
+    os.makedirs(os.path.dirname(locks))
+    with open(locks, "w", encoding="ascii"):
+        pass
+    with serving(kubelet, Rack("a")) as daemon:
+        service = service_of(daemon)
+        wait_until(lambda: service.role is Role.BLOCKED, "the block")
+        assert locks in service.error
+        assert "must be there, writable and shared" in service.error
+        os.unlink(locks)
+        kubelet.wait_for(RESOURCE, healthy=1, timeout=3.0)
+        assert service.role is Role.ACTIVE
+    assert sum("cannot open the lock" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_lock_that_is_a_symbolic_link_is_not_followed(kubelet: Kubelet) -> None:
+    locks = Paths.below(kubelet.root).locks
+    os.makedirs(locks)
+    target = os.path.join(kubelet.root, "precious")
+    with open(target, "w", encoding="ascii") as file:
+        file.write("precious")
+    os.symlink(target, os.path.join(locks, "vendor.example_device.lock"))
+    with serving(kubelet, Rack("a")) as daemon:
+        wait_until(lambda: service_of(daemon).role is Role.BLOCKED, "the block")
+    with open(target, encoding="ascii") as file:
+        assert file.read() == "precious"
