@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from deviceplugin.events import Scope
 from deviceplugin.hooks import HookFailed, Hooks
 from deviceplugin.inventory import Held, Inventory, Sharing, Transition
 from deviceplugin.model import Health
@@ -65,6 +66,7 @@ class Scanner:
         self._look = threading.Event()
         self._stopping = threading.Event()
         self._first = threading.Event()
+        self._watching = Scope()
         self._thread = threading.Thread(target=self._run, name=f"scan-{self.name}", daemon=True)
 
     def start(self) -> None:
@@ -93,6 +95,7 @@ class Scanner:
         """Ends the scanning and lets the plugin clean up."""
         self._stopping.set()
         self._wake.set()
+        self._watching.close()
         if self._thread.ident is not None:
             self._thread.join(timeout=1.0)
         if self._started:
@@ -185,10 +188,11 @@ class Scanner:
         while not self._stopping.is_set():
             began = self._clock()
             try:
-                for _ in self.hooks.plugin.watch():
-                    self.wake()
-                    if self._stopping.is_set():
-                        return
+                with self._watching:
+                    for _ in self.hooks.plugin.watch():
+                        self.wake()
+                        if self._stopping.is_set():
+                            return
                 log.debug("plugin %s: watch() ended", self.name)
             except BaseException as error:  # noqa: BLE001 - whatever a vendor's code raises, SystemExit too: said, counted, tried again
                 log.error("plugin %s: watch() failed: %s: %s; looking every %g s meanwhile", self.name, type(error).__name__, error, self._interval)

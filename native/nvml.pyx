@@ -5,10 +5,8 @@ A library that is missing, a driver that is not loaded or a version mismatch is 
 GPU that fails is in the snapshot with its failures, beside the others.
 """
 
-import enum
 import os
 import threading
-from dataclasses import dataclass
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -18,6 +16,8 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport getpid
 
 from nvml_c cimport *
+
+include "nvml_values.pxi"
 
 SONAME = "libnvidia-ml.so.1"
 
@@ -30,18 +30,10 @@ GPU_UNAVAILABLE = 0x4000
 RECOVERY_ACTION = 0x8000
 LOST = 0
 
-# The return codes that callers tell apart, and what the rest mean.
+# The return codes that callers tell apart.
 NOT_SUPPORTED = NVML_ERROR_NOT_SUPPORTED
 FUNCTION_NOT_FOUND = NVML_ERROR_FUNCTION_NOT_FOUND
 GPU_IS_LOST = NVML_ERROR_GPU_IS_LOST
-
-_CODES = {
-    1: "not initialised", 2: "invalid argument", 3: "not supported", 4: "no permission", 5: "already initialised", 6: "not found",
-    7: "insufficient size", 8: "insufficient power", 9: "driver not loaded", 10: "timeout", 11: "interrupt problem", 12: "library not found",
-    13: "function not found in this version of the library", 14: "corrupted infoROM", 15: "GPU is lost", 16: "GPU requires a reset",
-    17: "blocked by the operating system", 18: "driver and library versions differ", 19: "in use", 20: "out of memory", 21: "no data",
-    23: "insufficient resources", 25: "argument version mismatch", 26: "deprecated", 27: "not ready", 28: "GPU not found", 29: "invalid state",
-}
 
 # Where distributions and NVIDIA's driver containers put the library, below the driver's root.
 _FOLDERS = ("usr/lib64", "usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "lib64", "lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu", "usr/lib",
@@ -51,201 +43,6 @@ _DRIVER_CONTAINER = "/run/nvidia/driver"
 # How long one wait lasts in the library, which nothing can interrupt: so long wake() and close() may take. Ten wake-ups a second cost nothing.
 cdef enum:
     SLICE_MS = 100
-
-
-class State(enum.Enum):
-    """What became of opening the library."""
-
-    CLOSED = "closed"
-    NO_LIBRARY = "library not found"
-    BAD_LIBRARY = "library unusable"
-    NO_DRIVER = "driver not loaded"
-    MISMATCH = "driver and library versions differ"
-    FAILED = "initialisation failed"
-    READY = "ready"
-
-
-class NvmlError(Exception):
-    """A call that failed: ``function``, and NVML's return ``code``."""
-
-    def __init__(self, function: str, code: int):
-        super().__init__(f"{function}: {describe(code)} (NVML code {code})")
-        self.function = function
-        self.code = code
-
-
-class NotReadyError(NvmlError):
-    """NVML cannot be asked anything now; ``state`` says why."""
-
-    def __init__(self, state: State, reason: str):
-        Exception.__init__(self, f"NVML: {reason or state.value}")
-        self.function = ""
-        self.code = 1
-        self.state = state
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A call that a GPU did not answer, and NVML's return code. 3 and 13 only mean that the GPU or the library cannot tell."""
-
-    function: str
-    code: int
-
-    def __str__(self) -> str:
-        return f"{self.function}: {describe(self.code)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One NVLink of a GPU. ``version`` is NVML's number (6 is NVLink 4.0), ``remote_type`` what is at the other end (0 a GPU, 1 an IBM NPU, 2 an
-    NVSwitch, 255 unknown), ``peer`` the number of the GPU there. Of a link that is down nothing else is known.
-    """
-
-    index: int
-    active: bool
-    version: int | None
-    remote_type: int | None
-    remote_bus_id: str
-    peer: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Fabric:
-    """A GPU in an NVSwitch fabric: ``state`` 3 once it has joined (1 not yet, 2 joining), ``status`` then an NVML code, ``cluster`` 32 hexadecimal
-    digits, ``clique`` the part of the cluster it can reach, ``health`` NVML's mask, None from a library that has none.
-    """
-
-    state: int
-    status: int
-    clique: int
-    cluster: str
-    health: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Mig:
-    """A MIG device: ``profile`` as NVIDIA's tools write it (``1g.10gb``, ``1g.10gb+me``, ``1c.3g.40gb``), ``memory`` bytes."""
-
-    index: int
-    uuid: str
-    name: str
-    profile: str
-    gpu_instance: int
-    compute_instance: int
-    gpu_slices: int
-    compute_slices: int
-    memory: int
-    multiprocessors: int
-    copy_engines: int
-    decoders: int
-    encoders: int
-    jpegs: int
-    ofas: int
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes. Where ``reserved`` is None the library counts it as used."""
-
-    total: int
-    free: int
-    used: int
-    reserved: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Ecc:
-    """ECC mode, and errors counted since the driver was loaded (volatile) and for ever (aggregate)."""
-
-    enabled: bool
-    pending: bool
-    corrected_volatile: int | None
-    corrected_aggregate: int | None
-    uncorrected_volatile: int | None
-    uncorrected_aggregate: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class RemappedRows:
-    """Rows of memory replaced after errors; ``pending``: a reset will replace more; ``failure``: no spare was left."""
-
-    corrected: int
-    uncorrected: int
-    pending: bool
-    failure: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A GPU. None is what it or the library cannot tell; ``failures`` says which call said so. ``lost``: it has fallen off the bus, and what was not
-    read before is empty. ``bus_id`` is written as sysfs writes it, ``power`` and ``power_limit`` are milliwatts, ``temperature`` degrees Celsius,
-    utilisations percent, ``numa_nodes`` those whose memory is nearest.
-    """
-
-    index: int
-    uuid: str
-    name: str
-    serial: str
-    bus_id: str
-    pci_device_id: int | None
-    pci_subsystem_id: int | None
-    minor: int | None
-    brand: int | None
-    architecture: int | None
-    compute_capability: tuple[int, int] | None
-    compute_mode: int | None
-    memory: Memory | None
-    numa_nodes: tuple[int, ...]
-    event_types: int | None
-    mig_mode: int | None
-    mig_pending: int | None
-    max_mig: int | None
-    migs: tuple[Mig, ...]
-    links: tuple[Link, ...]
-    fabric: Fabric | None
-    ecc: Ecc | None
-    remapped_rows: RemappedRows | None
-    retired_pages_pending: bool | None
-    temperature: int | None
-    power: int | None
-    power_limit: int | None
-    gpu_utilization: int | None
-    memory_utilization: int | None
-    lost: bool
-    failures: tuple[Failure, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A machine. ``ancestors[a][b]`` is the closest thing that two GPUs share: 0 a board, 10 one PCIe switch, 20 several, 30 a host bridge, 40 a NUMA
-    node, 50 nothing but the system; None of a GPU with itself, and where NVML did not say.
-    """
-
-    driver_version: str
-    nvml_version: str
-    cuda_version: tuple[int, int] | None
-    gpus: tuple[Gpu, ...]
-    ancestors: tuple[tuple[int | None, ...], ...]
-    failures: tuple[Failure, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened to GPU number ``gpu``: for XID ``data`` is the XID. The instances are those of a MIG device, where one is meant. LOST
-    means that the GPU is gone.
-    """
-
-    type: int
-    data: int
-    gpu: int | None
-    uuid: str
-    gpu_instance: int | None
-    compute_instance: int | None
-
-
-def describe(code: int) -> str:
-    """NVML's return code in words."""
-    return _CODES.get(code, f"unknown error {code}")
 
 
 def candidates(path: str | None = None, root: str = "/") -> list[str]:

@@ -6,22 +6,58 @@ A plugin that wants to look at its hardware the moment it changes needs two line
     def watch(self):
         yield from Events(self.host, paths=["/dev"], subsystems=["usb"])
 
+The framework closes them when the plugin is no longer needed.
 Events say where to look and are no record: some are merged, and the kernel may drop some.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import TypeVar
 
 from deviceplugin.events.uevents import Uevent, open_uevents
 from deviceplugin.events.watch import Change, Kind, Watch
 from deviceplugin.model import Host
 
-__all__ = ["Change", "Events", "Kind", "Uevent", "Watch"]
+__all__ = ["Change", "Events", "Kind", "Scope", "Uevent", "Watch"]
 
 T = TypeVar("T")
+
+class Scope:
+    """The Events that are made in a thread while it is inside, so that another thread can end them all: whoever runs a plugin's watch() holds one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: list[Events] = []
+        self._closed = False
+
+    def __enter__(self) -> Scope:
+        self._token = _scope.set(self)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        _scope.reset(self._token)
+
+    def add(self, events: Events) -> None:
+        with self._lock:
+            closed = self._closed
+            self._made = [*(one for one in self._made if not one.closed), events]
+        if closed:
+            events.close()
+
+    def close(self) -> None:
+        """Closes all of them, and each that is still made."""
+        with self._lock:
+            self._closed = True
+            made, self._made = self._made, []
+        for events in made:
+            events.close()
+
+
+_scope: ContextVar[Scope | None] = ContextVar("scope", default=None)
 
 # While things keep happening, Events holds them back for this many times its settling time at most.
 _PATIENCE = 20
@@ -48,6 +84,8 @@ class Events:
             if self._uevents:
                 self._uevents.close()
             raise
+        if (scope := _scope.get()) is not None:
+            scope.add(self)
 
     def __iter__(self) -> Iterator[list[Change | Uevent]]:
         try:
@@ -60,6 +98,10 @@ class Events:
         self._watch.close()
         if self._uevents:
             self._uevents.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._watch.closed
 
     def _wait(self, timeout: float | None) -> list[Change | Uevent] | None:
         changes = self._watch.wait(timeout, self._uevents.fileno() if self._uevents else -1)

@@ -50,6 +50,9 @@ class DirectoryWatch:
             events = self._inotify.read(RECHECK)
             if self._stopping or events is None:
                 return
+            # The kernel ended these watches. A new directory may have the inode number of the old one, so that nothing else would tell.
+            ended = {wd for wd, mask, _, _ in events if mask & inotify.IGNORED}
+            self._armed = {directory: armed for directory, armed in self._armed.items() if armed[0] not in ended}
             changed = self._arm()
             watched = {wd for wd, _, _ in self._armed.values()}
             names = {name for wd, mask, _, name in events if wd in watched and name and not mask & inotify.IGNORED}
@@ -62,6 +65,12 @@ class DirectoryWatch:
 
     def _arm(self) -> bool:
         """Watches what is not watched yet. Whether anything had to be."""
+        changed = False
+        while self._arm_nearest():  # again: what is awaited may have been made before the watch above it was
+            changed = True
+        return changed
+
+    def _arm_nearest(self) -> bool:
         changed = False
         for directory in self._directories:
             target = directory

@@ -59,7 +59,12 @@ def waits_for(service: Service) -> Owner | None:
 
 
 def owner_name(owner: Owner | None) -> str:
-    return "another instance" if owner is None else f"pid {owner.pid}" + (f" on {owner.host}" if owner.host else "")
+    return "another instance" if owner is None else instance_name(owner.pid, owner.host)
+
+
+def instance_name(pid: int, host: str) -> str:
+    """One daemon among those of a node. In containers all may have the same process id."""
+    return f"pid {pid}" + (f" on {host}" if host else "")
 
 
 def _plugin(scanner: Scanner, interval: float, now: float) -> Check:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from deviceplugin.observe.readiness import instance_name
 from deviceplugin.observe.status import DeviceStatus, PluginStatus, ResourceStatus, Status
 from deviceplugin.observe.survey import Survey
 from deviceplugin.observe.tables import Cell, Screen
@@ -21,7 +22,7 @@ def show_daemons(screen: Screen, daemons: Sequence[Status]) -> None:
     """Every daemon, every resource, and each device once: as the active instance has it."""
     for one in daemons:
         verdict = Cell("ready", "good") if one.ready else Cell("not ready", "bad")
-        screen.line(f"{one.node}: deviceplugin {one.release}, pid {one.pid}, up {duration(one.uptime_seconds)}, ", verdict)
+        screen.line(f"{one.node}: deviceplugin {one.release}, {instance_name(one.pid, one.host)}, up {duration(one.uptime_seconds)}, ", verdict)
         for check in one.checks:
             if not check.ok:
                 screen.line(f"  {check.name}: {check.text}", style="bad")
@@ -30,7 +31,10 @@ def show_daemons(screen: Screen, daemons: Sequence[Status]) -> None:
         screen.line()
         screen.table(
             ("RESOURCE", "ROLE", "KUBELET", ">DEVICES", ">HEALTHY", ">HELD", "INSTANCE"),
-            [(one.name, _role(one), _kubelet(one), str(len(one.devices)), _healthy(one), _held(one), f"pid {who.pid}") for one, who in resources],
+            [
+                (one.name, _role(one), _kubelet(one), str(len(one.devices)), _healthy(one), _held(one), instance_name(who.pid, who.host))
+                for one, who in resources
+            ],
         )
     else:
         screen.line("no devices")

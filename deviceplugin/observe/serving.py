@@ -22,6 +22,7 @@ from deviceplugin.model import Health, Host
 from deviceplugin.observe import logging as formats
 from deviceplugin.observe.words import count
 from deviceplugin.plugin import Plugin
+from deviceplugin.service import Role
 
 if TYPE_CHECKING:
     from deviceplugin.observe.http import StatusServer
@@ -35,7 +36,10 @@ STOP_LIMIT = 1.9
 """Seconds from SIGTERM to the end of the process, whatever hangs."""
 
 FIRST_LOOK = 1.0
-"""Seconds that the status server waits for the first look at the hardware: what it imports would slow the registration down."""
+"""Seconds that the status server waits for the first look at the hardware."""
+
+HEAD_START = 0.2
+"""Seconds that the registration, which is under way by then, has for itself: what the status server imports would slow it down."""
 
 
 class Orders:
@@ -165,6 +169,8 @@ class Process:
             log.info("some plugins are still looking at their hardware")
         if identify(daemon.paths.kubelet_socket) is None:
             log.info("no kubelet at %s yet: waiting for it", daemon.paths.kubelet_socket)
+        elif any(service.role is Role.ACTIVE for service in daemon.services.values()):
+            time.sleep(HEAD_START)
         from deviceplugin.observe.http import StatusServer
 
         with self._server_lock:

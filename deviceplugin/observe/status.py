@@ -154,6 +154,8 @@ class Status(_Struct, frozen=True):
     """Version of the program."""
     pid: int
     """As the daemon sees it, which in a container is not what the host sees."""
+    host: str
+    """What HOSTNAME is for the daemon: in a container, the name of its pod; may be empty."""
     uptime_seconds: float
     ready: bool
     checks: tuple[Check, ...]
@@ -193,6 +195,7 @@ def take(daemon: Daemon, clock: Clock | None = None) -> Status:
         node=daemon.host.node_name or os.uname().nodename,
         release=deviceplugin.__version__,
         pid=os.getpid(),
+        host=os.environ.get("HOSTNAME", ""),
         uptime_seconds=clock.age(daemon.started_at),
         ready=all(check.ok for check in checks),
         checks=checks,

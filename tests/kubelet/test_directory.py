@@ -11,12 +11,11 @@ import sys
 
 import pytest
 
-from deviceplugin.kubelet import watch
 from deviceplugin.kubelet.paths import Paths
-from deviceplugin.kubelet.watch import DirectoryWatch
+from deviceplugin.observe.serving import EX_LOST
 from deviceplugin.service import Role
 from deviceplugin.testing import Kubelet, Pod
-from tests.kubelet.serving import RESOURCE, Rack, service_of, serving, wait_until
+from tests.kubelet.serving import FILES, RESOURCE, Rack, put_files, service_of, serving, wait_until
 
 
 def test_wiped_directory_costs_nothing_while_the_kubelet_reads(either: Kubelet) -> None:
@@ -43,15 +42,6 @@ def test_our_socket_removed_by_a_stranger(either: Kubelet) -> None:
         either.wait_for(RESOURCE, healthy=2)
 
 
-def test_file_that_a_stranger_put_in_our_sockets_place_is_left_to_him(kubelet: Kubelet) -> None:
-    with serving(kubelet, Rack("a")) as daemon:
-        kubelet.wait_for(RESOURCE, healthy=1)
-        path = os.path.join(kubelet.device_plugins, service_of(daemon).registrar.standing().endpoint)
-        os.rename(path, f"{path}.old")
-        os.mknod(path, stat.S_IFSOCK | 0o600)
-    assert os.path.exists(path)
-
-
 def test_directory_that_is_replaced_is_found_again(either: Kubelet) -> None:
     with serving(either, Rack("a")):
         either.wait_for(RESOURCE, healthy=1)
@@ -76,23 +66,27 @@ def test_directory_that_is_missing_at_the_start_is_waited_for(short_root: str) -
         kubelet.wait_for(RESOURCE, healthy=1, timeout=4.0)
 
 
-def test_dead_directory_under_a_mount_is_told_apart(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container's bind mount keeps a directory that the host has removed: it has no link any more, and no new one will ever be seen."""
-    directory = str(tmp_path)
-    lost: list[str] = []
-    watcher = DirectoryWatch([directory], lambda _name: None, lost.append)
-    try:
-        real = os.stat
-
-        class Dead:
-            st_nlink, st_dev, st_ino = 0, real(directory).st_dev, real(directory).st_ino
-
-        monkeypatch.setattr(watch.os, "stat", lambda path: Dead if path == directory else real(path))
-        watcher._arm()
-    finally:
-        monkeypatch.undo()
-        watcher.stop()
-    assert lost == [directory]
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
+def test_dead_directory_under_a_mount_ends_the_process(short_root: str) -> None:
+    """A container's bind mount keeps a directory that the host has removed: what the host makes anew is never seen there."""
+    program = (
+        "import os, subprocess, sys; sys.path.insert(0, os.getcwd())\n"
+        "from deviceplugin.cli import main\n"
+        "from deviceplugin.kubelet import watch\n"
+        "watch.RECHECK, root = 0.05, sys.argv[1]\n"
+        "subprocess.run(['mount', '--bind', f'{root}/host', f'{root}/var/lib/kubelet/device-plugins'], check=True)\n"
+        "os.rmdir(f'{root}/host')\n"
+        "sys.exit(main(['run', '--root', root, '--listen', '', '--plugin', sys.argv[2]]))\n"
+    )
+    os.makedirs(os.path.join(short_root, "host"))
+    os.makedirs(os.path.join(short_root, "var/lib/kubelet/device-plugins"))
+    put_files(short_root, "a")
+    argv = ["unshare", "--mount", sys.executable, "-W", "error", "-c", program, short_root, FILES]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    if "unshare failed" in done.stderr or "permission denied" in done.stderr:
+        pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
+    assert done.returncode == EX_LOST, done.stderr
+    assert "only a new container can see the new one" in done.stderr
 
 
 def test_socket_directory_that_is_a_file(short_root: str, caplog: pytest.LogCaptureFixture) -> None:

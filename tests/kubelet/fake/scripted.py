@@ -52,6 +52,8 @@ class Scripted:
         self.notified: list[registration_pb.RegistrationStatus] = []
         self.authorities: list[str] = []
         self.requests: list[tuple[str, Any]] = []
+        self.opened = threading.Event()
+        self.active = 0  # streams
         self.hold = threading.Event()  # whatever blocks waits for this, and it is set when the plugin stops
         self._lists = [message(devices)]
         self._changed = threading.Condition()
@@ -93,7 +95,9 @@ class Scripted:
         self._pool.shutdown(wait=False)
 
     def streams(self, context: Any) -> Iterator[bytes]:
-        context.add_callback(self._wake)
+        context.add_callback(self._closed)
+        self.active += 1
+        self.opened.set()
         sent = max(0, len(self._lists) - 1)
         while context.is_active():
             with self._changed:
@@ -104,8 +108,9 @@ class Scripted:
                 data, sent = self._lists[sent], sent + 1
             yield data
 
-    def _wake(self) -> None:
+    def _closed(self) -> None:
         with self._changed:
+            self.active -= 1
             self._changed.notify_all()
 
     def answer(self, method: str, data: bytes) -> bytes:

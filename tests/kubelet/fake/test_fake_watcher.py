@@ -93,8 +93,8 @@ def test_after_a_failure_the_socket_is_left_alone_for_longer_and_longer(watching
             with pytest.raises(AssertionError):
                 watching.wait_for_event("plugin registration failed", count=count + 1, timeout=0.1)
             clock.now += 0.01
-        plugin.get_info = lambda: plugin.info
         watching.wait_for_event("plugin registration failed", count=4)
+        plugin.get_info = lambda: plugin.info
         clock.now += 200
         watching.wait_for(RESOURCE, healthy=1)
 

@@ -149,7 +149,8 @@ def test_a_device_plugins_directory_that_is_dead_ends_the_run_with_status_75(roo
     assert deviceplugin.run(Wrench, argv=["--root", str(root), "--listen", ""]) == 75
 
 
-def test_devices_shows_the_active_instance_and_the_standby(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_devices_shows_the_active_instance_and_the_standby(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOSTNAME", "")
     plugin = write(root / "fuse.py", FUSE.format(body=""))
     other = start(root, plugin)
     try:

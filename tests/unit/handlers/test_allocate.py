@@ -152,7 +152,6 @@ def test_a_plugin_that_hangs_is_given_up_in_time(gate: threading.Event) -> None:
         {},
         Edits,
         Edits(envs={"A": 1}),  # type: ignore[dict-item]
-        Edits(envs=None),  # type: ignore[arg-type]
         Edits(envs={"A": "\ud800"}),
         Edits(nodes=("/dev/x",)),  # type: ignore[arg-type]
         Edits(nodes=(DeviceNode(3),)),  # type: ignore[arg-type]
