@@ -4,7 +4,7 @@
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-NATIVE := $(wildcard native/*.pyx native/*.pxd native/src/*.c native/src/*.h native/include/*.h native/nvml_sim/*.c native/nvml_sim/*.h)
+NATIVE := $(wildcard native/*.pyx native/*.pxd native/src/*.c native/src/*.h native/include/*.h native/*.pxi native/nvml_sim/*.c native/nvml_sim/*.h native/nvml_sim/*.py)
 TESTS ?= tests/unit tests/kubelet
 
 .DEFAULT_GOAL := help

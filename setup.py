@@ -42,7 +42,7 @@ class BuildExt(build_ext):
         super().run()
         base = Path() if self.inplace or self.editable_mode else Path(self.build_lib)
         build = runpy.run_path("native/nvml_sim/build.py")["build"]
-        build(base / "deviceplugin/testing/libnvidia_ml_sim", [f for f in flags if f == "-Werror"])
+        build(base / "deviceplugin/testing/libnvidia_ml_sim", [f for f in flags if f == "-Werror" or f.startswith(("-fsanitize", "-fno-"))])
 
 
 setup(

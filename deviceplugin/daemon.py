@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -101,6 +102,7 @@ class Daemon:
         """Goes over to another configuration and touches only what it changes. Resources that stay keep their registration."""
         with self._lock:
             old, self.plan = self.plan, plan
+            self.conflicts = {}  # those that are left are said again at the next look
             before = {one.settings.label: one.settings for one in old.plugins}
             wanted = {one.settings.label: one for one in plan.plugins}
             sharing = sharing_of(plan.settings.resources)
@@ -124,9 +126,7 @@ class Daemon:
                 scanner.share(sharing)
             for name, service in list(self.services.items()):
                 if service.watcher != self._watcher(name):
-                    owner = self.scanners[self._owners[name]]
                     self._drop(name)
-                    owner.wake()
         self.config_error = ""
 
     def stop(self) -> None:
@@ -135,7 +135,7 @@ class Daemon:
             self._stopping = True
             services, scanners = list(self.services.values()), list(self.scanners.values())
         self._watch.stop()
-        stops: list[Callable[[], None]] = [*(one.stop for one in services), *(one.stop for one in scanners)]
+        stops: list[Callable[[], None]] = [*(functools.partial(one.stop, True) for one in services), *(one.stop for one in scanners)]
         stopping = [threading.Thread(target=stop, daemon=True) for stop in stops]
         for thread in stopping:
             thread.start()
@@ -201,6 +201,9 @@ class Daemon:
                 owner = self._owners.get(name)
                 if owner not in (None, scanner.name):
                     text = f"{name}: plugin {scanner.name} has devices for it too, but it belongs to plugin {owner}: rename one of the resources"
+                    if all(row.cause == GONE for row in snapshot.rows):
+                        conflicts = {other: said for other, said in conflicts.items() if said != text}
+                        continue
                     if conflicts.get(name) != text:
                         log.error("%s", text)
                     conflicts[name] = text
@@ -231,15 +234,20 @@ class Daemon:
         )
 
     def _drop(self, name: str) -> None:
+        """Ends the service of a resource. Whoever has devices for it may serve it next."""
         with self._lock:
             services = dict(self.services)
             service = services.pop(name, None)
             self.services = services
             self._owners.pop(name, None)
             self._leaving.discard(name)
+            self.conflicts = {other: text for other, text in self.conflicts.items() if other != name}
         if service is not None:
             log.info("%s: no longer served", name)
             service.stop()
+        for scanner in self.scanners.values():
+            if name in scanner.inventory.snapshots and scanner.inventory.snapshots[name].rows:
+                scanner.wake()
 
     def _on_view(self) -> None:
         for scanner in self.scanners.values():

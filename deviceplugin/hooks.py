@@ -78,7 +78,7 @@ class Hooks:
         limit = self._deadlines[hook] if deadline is None else min(deadline, self._deadlines[hook])
         function = getattr(self.plugin, hook)
         collect = hook in ("discover", "prefer")
-        call = _Call(hook, (lambda: _collect(function(*args))) if collect else (lambda: function(*args)), time.monotonic())
+        call = _Call(hook, (lambda: _collect(hook, function(*args))) if collect else (lambda: function(*args)), time.monotonic())
         self._submit(call)
         finished = call.done.wait(limit)
         if not finished:
@@ -142,9 +142,9 @@ class Hooks:
                 return
 
 
-def _collect(answer: Any) -> Any:
-    """An iterable's items, since a generator runs only now; None, where a hook has nothing to say."""
-    return None if answer is None else list(answer)
+def _collect(hook: str, answer: Any) -> Any:
+    """An iterable's items, since a generator runs only now; None, where prefer() leaves the choice to the policy."""
+    return None if answer is None and hook == "prefer" else list(answer)
 
 
 def _describe(error: BaseException) -> str:

@@ -181,7 +181,10 @@ class Scanner:
             log.log(level, "plugin %s: %s is %s%s%s", self.name, change.unit, change.after.value, f": {change.cause}" if change.cause else "", was)
         if transitions:
             self._save()
-        self._on_publish(self, transitions)
+        try:
+            self._on_publish(self, transitions)
+        except Exception:  # as above: the next look publishes again
+            log.exception("plugin %s: its devices could not be published", self.name)
 
     def _watch(self) -> None:
         delay = 1.0

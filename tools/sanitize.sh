@@ -9,7 +9,7 @@ build=$root/build/sanitize
 rm -rf "$build/deviceplugin" "$build/native" "$build/plugins" "$build/tests"
 mkdir -p "$build"
 cp -R deviceplugin native plugins tests setup.py pyproject.toml "$build/"
-find "$build/deviceplugin" "$build/plugins" -name '*.so' -delete
+find "$build/deviceplugin" "$build/plugins" -name '*.so*' -delete
 cd "$build"
 DEVICEPLUGIN_SANITIZE=1 DEVICEPLUGIN_WERROR=1 "$python" setup.py --quiet build_ext --inplace
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from deviceplugin.inventory import Snapshot
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
 from deviceplugin.kubelet import pluginregistration_v1_pb2 as reg
 from deviceplugin.kubelet.handlers import Handlers, Refused
-from deviceplugin.kubelet.paths import NAME_MAX, SUN_PATH_MAX, SocketId, identify, listening, socket_stem
+from deviceplugin.kubelet.paths import NAME_MAX, SUN_PATH_MAX, SocketId, abandoned, identify, listening, socket_stem
 from deviceplugin.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,20 @@ def socket_name(resource: str, directory: str = "") -> str:
     tail = f"-{_nonce}-{next(_numbers)}.sock"
     room = min(NAME_MAX, SUN_PATH_MAX - len(os.fsencode(directory)) - 1) - 1
     return socket_stem(resource, max(room - len(tail), 12)) + tail
+
+
+def clear_leftovers(directory: str, resource: str) -> None:
+    """Removes the sockets of instances that were killed. Only the holder of the resource's lock may call it. The kubelet does so in device-plugins when
+    it starts, and never in plugins_registry, where its plugin watcher would dial them for ever.
+    """
+    try:
+        for name in os.listdir(directory):
+            match = re.fullmatch(r"\.?(.+)-[0-9a-f]{8}-[0-9]+\.sock", name)
+            path = os.path.join(directory, name)
+            if match and match[1] == socket_stem(resource, len(match[1])) and abandoned(path):
+                os.unlink(path)
+    except OSError as error:
+        log.debug("%s: sockets of dead instances stay in %s: %s", resource, directory, error.strerror)
 
 
 class Endpoint:
@@ -204,7 +219,7 @@ class Endpoint:
                 return function(message)
             except Refused as error:
                 self._tally.count("rpc_failures", resource=self.handlers.resource, call=call, code=error.code)
-                log.warning("%s: %s refused: %s", self.handlers.resource, call, error)
+                log.log(logging.DEBUG if error.code == "UNIMPLEMENTED" else logging.WARNING, "%s: %s refused: %s", self.handlers.resource, call, error)
                 context.abort(grpc.StatusCode[error.code], str(error))
             finally:
                 record(time.monotonic() - began)
@@ -255,9 +270,12 @@ class Endpoint:
             snapshot = cell.wait(news)
             if over():
                 return
-            sent = self._streams[stream] = snapshot.generation
+            first, sent = not sent, snapshot.generation
             self._tally.count("lists", resource=self.handlers.resource)
             yield snapshot.payload
+            self._streams[stream] = sent
+            if first:
+                self._on_change()
             if gone.wait(COALESCE):
                 return
 

@@ -73,6 +73,15 @@ class ResourceLock:
             raise LockError(f"{self.resource}: cannot lock {self.path}: {error.strerror}; the file system must support flock") from error
         self._take(fd, owner, on_held)
 
+    def adopt(self, fd: int, owner: Owner) -> None:
+        """Takes over the descriptor that holds the lock, passed on by its holder: the lock never becomes free in between."""
+        self._take(fd, owner, lambda: None)
+
+    @property
+    def descriptor(self) -> int:
+        """What holds the lock, -1 if nothing does: to pass on."""
+        return self._fd
+
     def owner(self) -> Owner | None:
         """Who holds the lock, if that can be read."""
         try:
@@ -101,7 +110,7 @@ class ResourceLock:
 
     def _take(self, fd: int, owner: Owner, on_held: Callable[[], None]) -> None:
         with self._guard:
-            if self._released:
+            if self._released or self._fd >= 0:  # not wanted any more, or passed on to us meanwhile
                 os.close(fd)
                 return
             self._fd = fd

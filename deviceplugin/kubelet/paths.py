@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -90,3 +91,11 @@ def listening(path: str) -> bool:
         except OSError:
             return False
         return True
+
+
+def abandoned(path: str) -> bool:
+    """Whether ``path`` is a socket whose server is gone for good. A server that is only slow to accept is not."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        # A file that is no socket refuses connections too.
+        return identify(path) is not None and probe.connect_ex(path) == errno.ECONNREFUSED

@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
-from deviceplugin.kubelet.endpoint import Endpoint, EndpointError
-from deviceplugin.kubelet.handlers import Handlers
+from deviceplugin.kubelet.endpoint import Endpoint, EndpointError, clear_leftovers
+from deviceplugin.kubelet.handlers import Handlers, Refused
 from deviceplugin.kubelet.lifecycle import EXPECT, REDIAL, Action, Facts, Outcome, Phase, State, announced, wake_at, watched
 from deviceplugin.kubelet.paths import Paths, SocketId, identify, listening
 from deviceplugin.tally import Tally
@@ -27,6 +27,20 @@ POLL = 5.0
 
 REGISTER_TIMEOUT = 30.0
 """The kubelet dials back and asks for our options inside the Register call, for up to 10 s, within our deadline."""
+
+
+BESIDE = 0.8
+"""Seconds that a handover may take. The instance that goes waits a little longer for the answer."""
+
+SETTLE = 1.0
+"""Seconds from a handover to the registration that ends it: the kubelet must have noticed by then that the other instance's stream is over."""
+
+
+class Decoy(Handlers):
+    """What a registration that shall fail leads to."""
+
+    def options(self) -> pb.DevicePluginOptions:
+        raise Refused("UNIMPLEMENTED", "this socket is there to be refused")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +65,14 @@ class Registrar:
         self._paths = paths
         self._tally = tally
         self._watcher = watcher
+        self._directory = paths.plugins_registry if watcher else paths.device_plugins
         self._clock = clock
         self._state = State(since=clock())
         self._endpoint: Endpoint | None = None
         self._spare: Endpoint | None = None
+        self._companions: list[Endpoint] = []
+        self._settle_at: float | None = None
+        self._served = threading.Condition()
         self._channel: grpc.Channel | None = None
         self._dialled: SocketId | None = None
         self._call: Any = None
@@ -85,6 +103,29 @@ class Registrar:
     def start(self) -> None:
         self._thread.start()
 
+    def start_beside(self, timeout: float = BESIDE) -> bool:
+        """Starts while another instance's stream still lives, as :mod:`handover` says. Whether the kubelet reads from us and has forgotten who we are."""
+        self._settle_at = self._clock() + timeout + SETTLE
+        self._thread.start()
+        with self._served:
+            served = self._served.wait_for(lambda: self._state.phase is Phase.SERVING and self._lists_sent(), timeout)
+        if not served:
+            return False
+        try:
+            decoy = Endpoint(self._paths.device_plugins, Decoy(self.resource, self._handlers.snapshots, self._tally), self._tally, lambda: None)
+        except (EndpointError, OSError) as error:
+            log.warning("%s: no socket for the handover: %s", self.resource, error)
+            return False
+        try:
+            with self._dial() as channel:
+                refusal = self._ask(channel, decoy).exception(timeout)
+        except grpc.FutureTimeoutError:
+            refusal = None
+        finally:
+            self._stopped.append(decoy.stop(0.0))
+        # UNKNOWN is the code of the kubelet's own errors: it got as far as asking the decoy.
+        return refusal is not None and refusal.code() is grpc.StatusCode.UNKNOWN
+
     def wake(self) -> None:
         self._wake.set()
 
@@ -98,6 +139,7 @@ class Registrar:
         spare, self._spare = self._spare, None
         if spare is not None:
             self._stopped.append(spare.stop(0.0))
+        self._stopped += [one.stop(grace) for one in self._companions]
         for done in self._stopped:
             done.wait(grace + 0.5)
 
@@ -113,15 +155,18 @@ class Registrar:
         )
 
     def _run(self) -> None:
+        clear_leftovers(self._directory, self.resource)
         while not self._stopping:
             self._wake.clear()
             # A decision may call for the next one at once: retire, then announce again.
             while self._step() is not Action.NONE and not self._stopping:
                 continue
-            due, now = wake_at(self._state, REDIAL if self._watcher else EXPECT), self._clock()
-            self._wake.wait(POLL if due is None or due <= now else min(POLL, due - now))
+            now = self._clock()
+            dues = (wake_at(self._state, REDIAL if self._watcher else EXPECT), self._settle_at)
+            self._wake.wait(min([POLL, *(due - now for due in dues if due is not None and due > now)]))
 
     def _step(self) -> Action:
+        self._settle()
         endpoint = self._endpoint
         facts = Facts(
             now=self._clock(),
@@ -136,6 +181,8 @@ class Registrar:
         if self._state.phase is Phase.SERVING and before.phase is not Phase.SERVING:
             self._error = ""
             self._hang_up()
+            with self._served:
+                self._served.notify_all()
             log.info("%s: the kubelet reads the list of devices (%s)", self.resource, endpoint.name if endpoint else "")
         if action is Action.RETIRE:
             if before.phase is Phase.SERVING:
@@ -145,9 +192,23 @@ class Registrar:
             self._announce()
         return action
 
+    def _settle(self) -> None:
+        """The last step of a handover: to register once more, beside our own stream. Neither is ended by us while the other lives."""
+        for one in [c for c in self._companions if c.streams == 0]:
+            self._companions.remove(one)
+            self._stopped.append(one.stop(0.0))
+        if self._settle_at is None or self._clock() < self._settle_at or self._state.phase is not Phase.SERVING or self._endpoint is None:
+            return
+        self._settle_at = None
+        self._companions.append(self._endpoint)
+        self._endpoint = None
+        self._state = State(since=self._clock())
+
+    def _lists_sent(self) -> bool:
+        return self._endpoint is not None and self._endpoint.streams > 0 and self._endpoint.lag() == 0
+
     def _new_endpoint(self) -> Endpoint:
-        directory = self._paths.plugins_registry if self._watcher else self._paths.device_plugins
-        return Endpoint(directory, self._handlers, self._tally, self._changed, publish=self._watcher)
+        return Endpoint(self._directory, self._handlers, self._tally, self._changed, publish=self._watcher)
 
     def _announce(self) -> None:
         if not self._watcher and not listening(self._paths.kubelet_socket):
@@ -168,17 +229,22 @@ class Registrar:
             self._register(self._endpoint)
 
     def _register(self, endpoint: Endpoint) -> None:
+        """Calls the kubelet; the answer comes to :meth:`_answered`."""
         if self._channel is not None and self._dialled != self._state.kubelet:
             self._hang_up()
         if self._channel is None:
             self._channel = self._dial()
-        register = self._channel.unary_unary(
-            "/v1beta1.Registration/Register", request_serializer=pb.RegisterRequest.SerializeToString, response_deserializer=pb.Empty.FromString
-        )
-        request = pb.RegisterRequest(version="v1beta1", endpoint=endpoint.name, resource_name=self.resource, options=self._handlers.options())
-        call = register.future(request, timeout=REGISTER_TIMEOUT)
+        call = self._ask(self._channel, endpoint)
         self._call = call
         call.add_done_callback(self._answered)
+
+    def _ask(self, channel: grpc.Channel, endpoint: Endpoint) -> Any:
+        register = channel.unary_unary(
+            "/v1beta1.Registration/Register", request_serializer=pb.RegisterRequest.SerializeToString, response_deserializer=pb.Empty.FromString
+        )
+        options = pb.DevicePluginOptions() if isinstance(endpoint.handlers, Decoy) else self._handlers.options()
+        request = pb.RegisterRequest(version="v1beta1", endpoint=endpoint.name, resource_name=self.resource, options=options)
+        return register.future(request, timeout=REGISTER_TIMEOUT)
 
     def _dial(self) -> grpc.Channel:
         # The kubelet's other callers say localhost too; gRPC would send the socket's path, which some servers refuse.
@@ -214,6 +280,8 @@ class Registrar:
         if endpoint is not None and endpoint.notified is not None and not endpoint.notified[0] and endpoint.notified[1] != self._error:
             self._error = endpoint.notified[1]
             log.error("%s: the kubelet refuses the registration: %s", self.resource, self._error)
+        with self._served:
+            self._served.notify_all()
         self._wake.set()
 
     def _hang_up(self) -> None:

@@ -39,6 +39,8 @@ class DirectoryWatch:
         self._thread.start()
 
     def stop(self) -> None:
+        if self._inotify.closed:
+            return
         self._stopping = True
         self._inotify.wake()
         if self._thread.ident is not None:

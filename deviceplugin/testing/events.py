@@ -34,8 +34,8 @@ class EventLog:
 
     Kinds: ``kubelet started``, ``kubelet stopped``, ``register``, ``registered``, ``register failed``, ``register ignored``, ``stream opened``,
     ``list``, ``stream ended``, ``disconnected``, ``call``, ``answer``, ``call failed``, ``admitted``, ``rejected``, ``container started``,
-    ``container failed``, ``checkpoint written``, ``checkpoint corrupt``, ``pod refreshed``, ``resource removed``, ``conflict``, ``plugin found``,
-    ``plugin gone``, ``plugin registration failed``, ``sync loop blocked``, ``panic``.
+    ``container failed``, ``checkpoint written``, ``checkpoint failed``, ``checkpoint corrupt``, ``pod refreshed``, ``resource removed``,
+    ``conflict``, ``plugin found``, ``plugin gone``, ``plugin registration failed``, ``sync loop blocked``, ``panic``.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:

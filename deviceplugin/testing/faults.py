@@ -11,7 +11,11 @@ from deviceplugin.testing.rpc import Caller
 
 
 class Faults:
-    """Knobs, all off at first. They outlive kubelet restarts. The ``with`` ones end with their block."""
+    """Knobs, all off at first. They outlive kubelet restarts; the ``with`` ones end with their block, or when the kubelet stops.
+
+    What else can go wrong is done by the kubelet itself: ``kill``, ``restart(same_inode=True)``, ``wipe_dir``, ``replace_dir``, ``deaf`` and
+    ``drop_connections``. ``deviceplugin.testing.plugin_calls`` has calls that are too large, and calls at once.
+    """
 
     def __init__(self) -> None:
         self.dial_delay = 0.0

@@ -6,23 +6,23 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 from deviceplugin.testing import status
-from deviceplugin.testing.admission import Admission, AlignmentImpossible, Blocking
+from deviceplugin.testing.admission import Admission, Blocking
 from deviceplugin.testing.checkpoint import Checkpoint
-from deviceplugin.testing.containers import ContainerConfig, CreateContainerConfigError
+from deviceplugin.testing.containers import ContainerConfig
 from deviceplugin.testing.devices import Endpoint, Listed
 from deviceplugin.testing.events import Event, EventLog, NotReached
 from deviceplugin.testing.faults import Faults
 from deviceplugin.testing.pods import Pod
 from deviceplugin.testing.process import Process
-from deviceplugin.testing.rpc import RpcFailed
 from deviceplugin.testing.settings import KubeletPanicked, KubeletStopped, Order, Policy, Semantics, Settings
 from deviceplugin.testing.sockets import deaf_socket, remove_sockets
+from deviceplugin.testing.workload import Workload
 
 __all__ = ["Kubelet", "NotReached"]
 
@@ -84,23 +84,22 @@ class Kubelet:
         self.faults = Faults()
         self.checkpoint = Checkpoint(self.settings.device_plugins)
         self._process: Process | None = None
-        self._sync_loop = threading.Lock()  # admissions come one at a time
-        self._pods: dict[str, Pod] = {}
-        self._admissions: dict[str, Admission] = {}
-        self._running: set[tuple[str, str]] = set()
-        self._restarts: dict[tuple[str, str], int] = {}
+        self._workload = Workload(self.events, self.faults)
         self._node_capacity: dict[str, int] = {}
         self._node_allocatable: dict[str, int] = {}
 
     # The kubelet's life
 
-    def start(self, *, inode: int | None = None) -> Kubelet:
-        """Comes up: removes every socket in the device-plugins directory, reads the checkpoint, makes a new ``kubelet.sock``.
+    def start(self, *, readmit: bool = True) -> Kubelet:
+        """Comes up: removes every socket in the device-plugins directory, reads the checkpoint, makes a new ``kubelet.sock``, admits its pods again.
+
+        Containers that ran when the kubelet stopped run still. With ``readmit=False`` pods wait for :meth:`readmit`.
 
         :raises RuntimeError: it runs already.
         """
-        self._start(frozenset(), inode)
-        self._readmit()
+        self._start(None)
+        if readmit:
+            self.readmit()
         return self
 
     def stop(self, *, unlink: bool = False) -> None:
@@ -126,12 +125,12 @@ class Kubelet:
         result says whether that worked. With ``readmit=False`` pods wait for :meth:`readmit`, and until then nobody knows which pods are dead.
         """
         inode = os.stat(self.socket).st_ino if same_inode else None
-        kept = frozenset(self._running if running is None else {(pod.uid, name) for pod, name in running})
         self.stop(unlink=same_inode)
-        self._running &= kept
-        same = self._start(kept, inode)
+        if running is not None:
+            self._workload.keep_running((pod.uid, name) for pod, name in running)
+        same = self._start(inode)
         if readmit:
-            self._readmit()
+            self.readmit()
         return same
 
     def reboot(self, *, readmit: bool = True) -> None:
@@ -142,7 +141,8 @@ class Kubelet:
 
     def readmit(self) -> dict[str, Admission]:
         """Admits all pods again, by uid, as at the first look at all sources of pods. From then on dead pods are known as such."""
-        return self._readmit()
+        with self._panics():
+            return self._workload.readmit(self._alive())
 
     def wipe_dir(self) -> None:
         """Everything in the device-plugins directory goes, the checkpoint too, while the kubelet runs on without noticing."""
@@ -157,17 +157,16 @@ class Kubelet:
         shutil.rmtree(self.device_plugins)
         os.makedirs(self.device_plugins, mode=0o750)
 
-    def play_deaf(self) -> Callable[[], None]:
-        """Stops the kubelet and leaves a ``kubelet.sock`` that connects and never answers; call the result to close and remove it."""
+    @contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Stops the kubelet. For as long as the block lasts, a ``kubelet.sock`` stands in its place that takes connections and never answers."""
         self.stop(unlink=True)
-        deaf = deaf_socket(self.socket)
-
-        def end() -> None:
-            deaf.close()
-            if os.path.lexists(self.socket):
-                os.unlink(self.socket)
-
-        return end
+        socket = deaf_socket(self.socket)
+        try:
+            yield
+        finally:
+            socket.close()
+            os.unlink(self.socket)
 
     def __enter__(self) -> Kubelet:
         return self.start()
@@ -209,31 +208,16 @@ class Kubelet:
         :raises SyncLoopBlocked: the plugin did not answer in the test's patience.
         :raises KubeletPanicked: the real kubelet would have crashed; this one has stopped.
         """
-        with self._sync_loop:
-            return self._admit(pod)
+        with self._panics():
+            return self._workload.admit(self._alive(), pod)
 
     def start_container(self, pod: Pod, container: str = "") -> ContainerConfig:
         """Creates a container of an admitted pod, by default its first app container. An ordinary init container has also ended on return.
 
         :raises CreateContainerConfigError: not now; the real kubelet would try again later.
         """
-        process, spec = self._alive(), pod.container(container)
-        if not self._admissions.get(pod.uid) or pod.uid not in self._pods:
-            raise ValueError(f"pod {pod.name} ({pod.uid}) has not been admitted: {self._admissions.get(pod.uid, 'it was never seen')}")
-        key = pod.uid, spec.name
-        restarts = self._restarts.get(key, -1) + 1
-        try:
-            config = process.starter.start(pod, spec, restarts)
-        except CreateContainerConfigError as error:
-            self.events.record("container failed", pod=pod.name, container=spec.name, error=str(error))
-            raise
-        except KubeletPanicked as panic:
-            raise self._panicked(panic) from None
-        self._restarts[key] = restarts
-        if spec.restartable or spec in pod.containers:
-            self._running.add(key)
-        self.events.record("container started", pod=pod.name, container=spec.name, restarts=restarts)
-        return config
+        with self._panics():
+            return self._workload.start(self._alive(), pod, container)
 
     def restart_container(self, pod: Pod, container: str = "") -> ContainerConfig:
         """The container has ended and is created again: from the answer of old, whatever has become of its devices."""
@@ -242,13 +226,11 @@ class Kubelet:
 
     def stop_container(self, pod: Pod, container: str = "") -> None:
         """The container has ended."""
-        self._running.discard((pod.uid, pod.container(container).name))
+        self._workload.stop(pod, container)
 
     def delete_pod(self, pod: Pod) -> None:
         """The pod is gone. Its devices come free when the kubelet next looks: at an admission, or when pod resources are listed."""
-        self._pods.pop(pod.uid, None)
-        self._admissions.pop(pod.uid, None)
-        self._running -= {(pod.uid, container.name) for container in pod.all_containers()}
+        self._workload.delete(pod)
 
     def pod_status(self, pod: Pod) -> status.Status:
         """Health of the pod's devices as its status shows it: by container, resource and device id."""
@@ -350,7 +332,7 @@ class Kubelet:
             return f"kubelet ({self.settings.semantics}, seed={self.settings.seed}) is not running"
         with self._process.manager.mutex:
             resources = sorted(self._process.manager.healthy)
-        lines = [f"kubelet ({self.settings.semantics}, seed={self.settings.seed}) below {self.root}: {len(self._pods)} pods"]
+        lines = [f"kubelet ({self.settings.semantics}, seed={self.settings.seed}) below {self.root}: {len(self._workload)} pods"]
         return "\n".join(lines + [self._state(resource) for resource in resources])
 
     # Within
@@ -360,53 +342,24 @@ class Kubelet:
             raise KubeletStopped("the kubelet is not running")
         return self._process
 
-    def _start(self, running: frozenset[tuple[str, str]], inode: int | None) -> bool:
+    def _start(self, inode: int | None) -> bool:
         if self._process is not None:
             raise RuntimeError("the kubelet is running already")
-        process = Process(self.settings, self.events, self.faults, self.checkpoint, self._active_pods, running)
+        process = Process(self.settings, self.events, self.faults, self.checkpoint, self._workload.active, self._workload.running())
         same = process.start(inode)
         self._process = process
         self.events.record("kubelet started", seed=self.settings.seed, semantics=self.settings.semantics)
         return same
 
-    def _readmit(self) -> dict[str, Admission]:
-        with self._sync_loop:
-            process = self._alive()
-            # An admission is of one kubelet process. A rejection is the pod's end, but for static pods, which no API server remembers as failed.
-            self._admissions = {uid: a for uid, a in self._admissions.items() if uid in self._pods and not a and not self._pods[uid].static}
-            answers = {pod.uid: self._admit(pod) for pod in tuple(self._pods.values())}
-            process.manager.sources_ready = True  # a source is ready after its first pods have been handled
-            return answers
-
-    def _admit(self, pod: Pod) -> Admission:
-        process = self._alive()
-        known = self._admissions.get(pod.uid)
-        if known is not None:
-            return known
-        self._pods[pod.uid] = pod
+    @contextmanager
+    def _panics(self) -> Iterator[None]:
+        """A nil pointer is the kubelet's end."""
         try:
-            process.allocator.admit(pod)
-            admission = Admission(True)
-            if self.faults.reject_after_allocate:
-                admission = Admission(False, "OutOfcpu", f"Pod was rejected: {self.faults.reject_after_allocate}")
-        except AlignmentImpossible as error:
-            admission = Admission(False, "TopologyAffinityError", f"Pod was rejected: {error}")
-        except (RuntimeError, RpcFailed) as error:
-            admission = Admission(False, "UnexpectedAdmissionError", f"Pod was rejected: Allocate failed due to {error}, which is unexpected")
+            yield
         except KubeletPanicked as panic:
-            raise self._panicked(panic) from None
-        self._admissions[pod.uid] = admission
-        self.events.record("admitted" if admission else "rejected", pod=pod.name, **({} if admission else {"message": admission.message}))
-        return admission
-
-    def _panicked(self, panic: KubeletPanicked) -> KubeletPanicked:
-        self.events.record("panic", error=str(panic))
-        self.stop()
-        return panic
-
-    def _active_pods(self) -> Sequence[Pod]:
-        """Pods that are neither deleted nor rejected, the one being admitted among them."""
-        return [pod for pod in tuple(self._pods.values()) if self._admissions.get(pod.uid, True)]
+            self.events.record("panic", error=str(panic))
+            self.stop()
+            raise
 
     def _counts(self, resource: str) -> tuple[int, int]:
         return self._process.manager.counts(resource) if self._process else (0, 0)

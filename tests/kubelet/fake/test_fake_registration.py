@@ -172,13 +172,11 @@ def test_the_socket_stays_behind_when_the_kubelet_dies_and_refuses_connections(k
 
 
 def test_a_deaf_socket_connects_and_never_answers(kubelet: Kubelet) -> None:
-    end = kubelet.play_deaf()
-    with socket.socket(socket.AF_UNIX) as client:
+    with kubelet.deaf(), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(0.1)
         client.connect(kubelet.socket)
         with pytest.raises(TimeoutError):
             client.recv(1)
-    end()
     kubelet.start()
 
 

@@ -15,6 +15,10 @@ from tests.kubelet.fake.scripted import RESOURCE, Scripted, healthy, unhealthy
 IDS = [f"d{n}" for n in range(6)]
 
 
+def asking(name: str, count: int, *, restartable: bool = False) -> Container:
+    return Container(name, {RESOURCE: count} if count else {}, restartable=restartable)
+
+
 class Node(RuleBasedStateMachine):
     """Pods come and go, devices fall ill and recover, the plugin and the kubelet restart: no device ever has two pods."""
 

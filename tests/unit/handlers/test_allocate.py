@@ -42,7 +42,7 @@ def device(name: str, **fields: Any) -> Device:
 
 def allocating(answer: Callable[[Sequence[Device]], Any], *devices: Device, deadline: float | None = None) -> Handlers:
     plugin = Allocating()
-    plugin.answer = answer  # type: ignore[method-assign]
+    plugin.answer = answer
     return handlers(snapshot_of(*(devices or [device("a"), device("b")]), plugin=plugin, deadline=deadline))
 
 
@@ -83,7 +83,7 @@ def test_thousands_of_devices_are_allocated_each_once() -> None:
 def test_a_plugin_sees_a_device_once_however_many_of_its_shares_are_there() -> None:
     seen = []
     plugin = Allocating()
-    plugin.answer = lambda devices: seen.append([one.id for one in devices]) or Edits()  # type: ignore[method-assign,func-returns-value]
+    plugin.answer = lambda devices: seen.append([one.id for one in devices]) or Edits()  # type: ignore[func-returns-value]
     serving = handlers(snapshot_of(device("b"), device("a"), plugin=plugin, sharing=Sharing(replicas=3)))
     serving.allocate(ask(["b::2", "a::1", "b::0", "a::0", "b::0"]))
     assert seen == [["a", "b"]]
@@ -185,8 +185,12 @@ def test_what_devices_carry_is_summed() -> None:
     shared = Mount("/lib")
     edits = sum_edits(
         [
-            Device("a", nodes=["/dev/ctl", "/dev/a"], mounts=[shared], envs={"IDS": "a", "MODE": "x"}, annotations={"n": "1"}, cdi=["v/c=all", "v/c=a"]),
-            Device("b", nodes=["/dev/ctl", "/dev/b"], mounts=[shared], envs={"IDS": "b", "MODE": "x"}, annotations={"n": "2"}, cdi=["v/c=all", "v/c=b"]),
+            Device(
+                "a", nodes=["/dev/ctl", "/dev/a"], mounts=[shared], envs={"IDS": "a", "MODE": "x"}, annotations={"n": "1"}, cdi=["v/c=all", "v/c=a"]
+            ),
+            Device(
+                "b", nodes=["/dev/ctl", "/dev/b"], mounts=[shared], envs={"IDS": "b", "MODE": "x"}, annotations={"n": "2"}, cdi=["v/c=all", "v/c=b"]
+            ),
         ]
     )
     assert edits.envs == {"IDS": "a,b", "MODE": "x"}

@@ -36,7 +36,7 @@ def serving(snapshot: Snapshot, policy: str = "spread", tally: Tally | None = No
 
 def choosing(choice: Choice, *, replicas: int = 1, deadline: float | None = None) -> Handlers:
     plugin = Choosing()
-    plugin.choice = choice  # type: ignore[method-assign]
+    plugin.choice = choice
     return serving(snapshot_of(*DEVICES, plugin=plugin, sharing=Sharing(replicas), deadline=deadline))
 
 

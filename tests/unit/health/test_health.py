@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deviceplugin.health import Damping, HealthBook, Recovery, Rule, Sighting, UnitHealth
-from deviceplugin.model import Health
+from deviceplugin.health import Damping, HealthBook, Sighting, UnitHealth
+from deviceplugin.model import Health, Recovery, Rule
 
 WELL = Sighting(Health.HEALTHY)
 UNSURE = Sighting(Health.UNKNOWN, "no answer")
@@ -71,7 +71,9 @@ def test_what_is_never_forgiven_needs_an_operator() -> None:
     assert play(one, (1e9, WELL)) == ["healthy"]
 
 
-@pytest.mark.parametrize(("graver", "lesser"), [("never", "reset"), ("never", "quiet"), ("reset", "quiet"), ("reset", "soon"), ("quiet", "soon"), ("soon", "x")])
+@pytest.mark.parametrize(
+    ("graver", "lesser"), [("never", "reset"), ("never", "quiet"), ("reset", "quiet"), ("reset", "soon"), ("quiet", "soon"), ("soon", "x")]
+)
 def test_a_lesser_fault_never_pardons_a_graver_one(graver: str, lesser: str) -> None:
     alone, masked = book(), book()
     ends = (WELL, 1.0), (WELL, 4.5), (WELL, 8.0)
@@ -192,7 +194,13 @@ def test_of_a_state_that_cannot_be_read_nothing_is_taken(state: dict[str, object
 
 def test_since_when_changes_only_with_the_health() -> None:
     one = book()
-    assert [one.see("u", seen, now).since for now, seen in [(1.0, WELL), (2.0, WELL), (3.0, bad("quiet")), (4.0, WELL), (5.0, bad("soon"))]] == [1, 1, 3, 3, 3]
+    assert [one.see("u", seen, now).since for now, seen in [(1.0, WELL), (2.0, WELL), (3.0, bad("quiet")), (4.0, WELL), (5.0, bad("soon"))]] == [
+        1,
+        1,
+        3,
+        3,
+        3,
+    ]
 
 
 SIGHTINGS = st.builds(Sighting, st.sampled_from(Health), st.sampled_from(["", "quiet", "reset", "never", "x"]), st.sampled_from(["", "1", "2"]))

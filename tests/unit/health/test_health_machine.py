@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from deviceplugin.health import Damping, HealthBook, Recovery, Rule, Sighting
-from deviceplugin.model import Health
+from deviceplugin.health import Damping, HealthBook, Sighting
+from deviceplugin.model import Health, Recovery, Rule
 
 RULES = {
     "brief": Rule(Recovery.QUIET, 0.0),

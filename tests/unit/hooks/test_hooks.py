@@ -40,6 +40,12 @@ class Told(logging.Handler):
         super().__init__()
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
+    def of(self, plugin: str) -> str:
+        """The next line about this plugin: what an earlier test left hanging may still come back."""
+        while not (line := self.lines.get(timeout=10)).startswith(f"plugin {plugin}: "):
+            pass
+        return line
+
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.put(record.getMessage())
 
@@ -63,7 +69,7 @@ def gate() -> Iterator[threading.Event]:
 
 def make(act: Callable[[], Any] = Edits, name: str = "acting") -> Hooks:
     plugin = Acting()
-    plugin.act = act  # type: ignore[method-assign]
+    plugin.act = act
     return Hooks(plugin, name, Tally())
 
 
@@ -143,12 +149,12 @@ def test_a_hook_that_hangs_takes_down_nothing_but_itself(gate: threading.Event) 
 
 
 def test_an_answer_that_comes_too_late_is_thrown_away_and_said(gate: threading.Event, told: Told) -> None:
-    hooks = make(gate.wait)
+    hooks = make(gate.wait, "late")
     with pytest.raises(HookTimeout):
         hooks.call("allocate", [], deadline=SHORT)
     gate.set()
-    line = told.lines.get(timeout=10)
-    assert line.startswith("plugin acting: allocate() came back after ")
+    line = told.of("late")
+    assert line.startswith("plugin late: allocate() came back after ")
     assert line.endswith("its answer is thrown away")
     assert hooks.hung() == ()
 
@@ -158,30 +164,30 @@ def test_an_exception_that_comes_too_late_is_no_answer_either(gate: threading.Ev
         gate.wait()
         raise SystemExit(1)
 
-    hooks = make(act)
+    hooks = make(act, "later")
     with pytest.raises(HookTimeout):
         hooks.call("allocate", [], deadline=SHORT)
     gate.set()
-    assert "thrown away" in told.lines.get(timeout=10)
+    assert "thrown away" in told.of("later")
     hooks.plugin.act = lambda: "done"  # type: ignore[attr-defined]
     assert hooks.call("allocate", []) == "done"
 
 
 def test_a_plugin_that_hangs_all_over_is_not_called_until_something_comes_back(gate: threading.Event, told: Told) -> None:
-    hooks = make(gate.wait)
+    hooks = make(gate.wait, "hanging")
     for _ in range(MAX_HUNG):
         with pytest.raises(HookTimeout):
             hooks.call("allocate", [], deadline=0.001)
     assert len(hooks.hung()) == MAX_HUNG
-    before = threads("acting")
+    before = threads("hanging")
     with pytest.raises(HookFailed, match=rf"discover\(\) not called, since {MAX_HUNG} calls hang, the oldest in allocate\(\) for 0 s"):
         hooks.call("discover")
-    assert threads("acting") == before
-    assert hooks._tally.value("hook_failures", plugin="acting", hook="discover", reason="refused") == 1
+    assert threads("hanging") == before
+    assert hooks._tally.value("hook_failures", plugin="hanging", hook="discover", reason="refused") == 1
     assert make(lambda: "other", "neighbour").call("allocate", []) == "other"
     gate.set()
     for _ in range(MAX_HUNG):
-        told.lines.get(timeout=10)
+        told.of("hanging")
     assert len(hooks.call("discover")) == 2
 
 
@@ -219,7 +225,7 @@ def test_no_thread_is_left_after_close(gate: threading.Event, told: Told) -> Non
     assert hooks.call("allocate", []) == "done"  # a call that was on its way is still answered
     alive += [thread for thread in threading.enumerate() if thread.name == "hook-closing"]
     gate.set()
-    told.lines.get(timeout=10)
+    told.of("closing")
     for thread in alive:
         thread.join(timeout=10)
     assert threads("closing") == 0

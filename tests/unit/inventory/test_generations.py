@@ -6,10 +6,10 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deviceplugin.health import Damping, HealthBook, Rule
+from deviceplugin.health import Damping, HealthBook
 from deviceplugin.inventory import Sharing
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
-from deviceplugin.model import Device, Health
+from deviceplugin.model import Device, Health, Rule
 from tests.helpers.core import WIDGET, Shelf
 
 IDS = st.sampled_from(["a", "b", "c", "gpu-10", "gpu-2", "", "x::y"])
@@ -24,7 +24,9 @@ DEVICES = st.builds(
     envs=st.sampled_from([{}, {"A": "1"}]),
 )
 SHARING = st.dictionaries(
-    st.sampled_from([WIDGET, "example.com/other"]), st.builds(Sharing, st.integers(1, 3), st.sampled_from(["", "example.com/third", "example.com/other"])), max_size=1
+    st.sampled_from([WIDGET, "example.com/other"]),
+    st.builds(Sharing, st.integers(1, 3), st.sampled_from(["", "example.com/third", "example.com/other"])),
+    max_size=1,
 )
 STEPS = st.one_of(
     st.lists(DEVICES, max_size=5),

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from deviceplugin.health import HealthBook, Recovery, Rule
+from deviceplugin.health import HealthBook
 from deviceplugin.inventory import Sharing
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
-from deviceplugin.model import Device, Health, Skipped
+from deviceplugin.model import Device, Health, Recovery, Rule, Skipped
 from tests.helpers.core import WIDGET, Shelf, sick
 
 OTHER = "example.com/other"

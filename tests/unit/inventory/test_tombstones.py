@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import pytest
 
-from deviceplugin.health import HealthBook, Rule
+from deviceplugin.health import HealthBook
 from deviceplugin.inventory import GONE, Inventory, Sharing
-from deviceplugin.model import Device, Health
+from deviceplugin.model import Device, Health, Rule
 from tests.helpers.core import WIDGET, Shelf, sick
 
 

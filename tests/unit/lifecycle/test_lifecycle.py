@@ -123,7 +123,7 @@ def test_a_socket_of_ours_that_was_removed_is_replaced(phase: Phase) -> None:
 
 def test_a_live_stream_is_left_alone_whatever_happens_to_the_files() -> None:
     for facts in ({"kubelet": None}, {"kubelet": OLD, "intact": False}, {"kubelet": REUSED}):
-        assert step(serving(), now=500.0, streams=1, opened=1, **facts)[1] is Action.NONE  # type: ignore[arg-type]
+        assert step(serving(), now=500.0, streams=1, opened=1, **facts)[1] is Action.NONE
 
 
 def test_a_stream_of_a_kubelet_that_was_replaced_gets_a_little_time_to_end() -> None:

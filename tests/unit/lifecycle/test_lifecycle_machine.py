@@ -186,11 +186,11 @@ class Watched(World):
 
 
 def test_a_kubelet_that_is_told() -> None:
-    run_state_machine_as_test(World, settings=settings(max_examples=120, stateful_step_count=40, deadline=None))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(World, settings=settings(max_examples=120, stateful_step_count=40, deadline=None))
 
 
 def test_a_kubelet_that_watches() -> None:
-    run_state_machine_as_test(Watched, settings=settings(max_examples=80, stateful_step_count=40, deadline=None))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Watched, settings=settings(max_examples=80, stateful_step_count=40, deadline=None))
 
 
 def test_failures_are_never_repeated_without_a_pause() -> None:

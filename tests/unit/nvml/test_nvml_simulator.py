@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pynvml
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deviceplugin.testing import nvml as sim
 from tests.oracles.nvml import library
@@ -93,3 +96,41 @@ def test_nothing_answers_before_the_beginning_and_after_the_end(tmp_path: Path) 
         assert code(pynvml.nvmlDeviceGetCount) == pynvml.NVML_ERROR_UNINITIALIZED
         pynvml.nvmlInit()
         assert pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)) == "Tesla T4"
+
+
+WORDS = [
+    "gpu",
+    "mig",
+    "link",
+    "event",
+    "rule",
+    "profile",
+    "driver",
+    "uuid",
+    "pci",
+    "tree",
+    "compute",
+    "=",
+    "=0",
+    '="',
+    '"',
+    " ",
+    "\n",
+    "#",
+    "\0",
+    "-1",
+    "9" * 30,
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(pieces=st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=300), st.integers().map(str)), max_size=30), cut=st.integers(0, 4000))
+def test_no_text_harms_the_library(tmp_path_factory: pytest.TempPathFactory, pieces: list[str], cut: int) -> None:
+    machine = sim.h100_mig()
+    folder = tmp_path_factory.mktemp("text")
+    with library(machine.install(folder)):
+        whole = machine.text()
+        (folder / "scenario").write_text(whole[:cut] + "".join(pieces) + whole[cut:], encoding="utf-8")
+        assert pynvml.nvmlDeviceGetCount() >= 0
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(pynvml.nvmlDeviceGetHandleByIndex(0), 0))
