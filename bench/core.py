@@ -105,7 +105,9 @@ def replicas(client: str) -> list[list[object]]:
     """10,000 replicas of one device."""
     with node() as root:
         config = write(root, FLIPPING + "resources:\n  example.com/flip:\n    replicas: 10000\n")
-        run = lifecycle(client, ["-flip", os.path.join(root, "flip/there"), "-flips", "30", "-restarts", "20"], daemon(root, "--config", config), root)
+        run = lifecycle(
+            client, ["-flip", os.path.join(root, "flip/there"), "-flips", "30", "-restarts", "20"], daemon(root, "--config", config), root
+        )
     with node() as root:
         one = lifecycle(client, [], daemon(root, "--plugin", "bench.plugins:Flip"), root)
     return [

@@ -246,7 +246,9 @@ def convert(raw: Any, kind: type[T], source: str) -> T:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
         message, at, path = str(error).partition(" - at `")
-        place = _place(raw, kind, path.rstrip("`")) if at else ""
+        place, meant = _locate(raw, kind, path.rstrip("`")) if at else ("", kind)
+        if message.startswith("Invalid enum value") and (allowed := typing.get_args(_struct_of(meant))):
+            message += f", allowed: {', '.join(map(str, allowed))}"
         raise ConfigError(f"{source}: {place}: {message}" if place else f"{source}: {message}") from error
 
 
@@ -275,10 +277,13 @@ def _unknown_keys(raw: Any, kind: msgspec.inspect.Type, place: str) -> Iterator[
                 yield from _unknown_keys(raw, inner[0], place)
 
 
-def _place(raw: Any, kind: Any, path: str) -> str:
-    """A msgspec path as people write it. It has ``[...]`` for any key of a mapping: the one meant is the first whose value does not fit."""
+def _locate(raw: Any, kind: Any, path: str) -> tuple[str, Any]:
+    """A msgspec path as people write it, and the type that is wanted there.
+
+    The path has ``[...]`` for any key of a mapping: the one meant is the first whose value does not fit.
+    """
     if path.startswith("key` in `"):
-        return f"the keys of {path.removeprefix('key` in `$').removeprefix('.') or 'the top level'}"
+        return f"the keys of {path.removeprefix('key` in `$').removeprefix('.') or 'the top level'}", None
     place = ""
     for step in re.findall(r"\[\.\.\.\]|\[\d+\]|\.[^.\[]+", path.removeprefix("$")):
         kind = _struct_of(kind)
@@ -296,7 +301,7 @@ def _place(raw: Any, kind: Any, path: str) -> str:
             hints = typing.get_type_hints(kind, include_extras=True) if isinstance(kind, type) else {}
             kind = hints.get(names.get(step[1:], step[1:]))
         place += step
-    return place.removeprefix(".")
+    return place.removeprefix("."), kind
 
 
 def _fits(value: Any, kind: Any) -> bool:

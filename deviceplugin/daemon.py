@@ -19,7 +19,7 @@ from deviceplugin.inventory import GONE, Inventory, Sharing, Snapshot, Transitio
 from deviceplugin.kubelet.paths import Paths
 from deviceplugin.kubelet.podresources import PodResources
 from deviceplugin.kubelet.watch import DirectoryWatch
-from deviceplugin.model import Host
+from deviceplugin.model import Health, Host
 from deviceplugin.plugin import Plugin
 from deviceplugin.scanner import Scanner
 from deviceplugin.service import Service
@@ -132,6 +132,8 @@ class Daemon:
     def stop(self) -> None:
         """Ends all streams, removes our sockets, and frees the locks."""
         with self._lock:
+            if self._stopping:
+                return
             self._stopping = True
             services, scanners = list(self.services.values()), list(self.scanners.values())
         self._watch.stop()
@@ -190,7 +192,8 @@ class Daemon:
 
     def _published(self, scanner: Scanner, transitions: tuple[Transition, ...]) -> None:
         """On the scanner's thread: hands each resource's snapshot to its service, and makes the service when the first device comes."""
-        self.events.extend(transitions)
+        # A unit that is there and well from the start is no event.
+        self.events.extend(one for one in transitions if one.before is not None or one.after is not Health.HEALTHY)
         started: list[Service] = []
         emptied: list[str] = []
         with self._lock:

@@ -37,7 +37,7 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class UnitHealth:
-    """What is advertised of one unit, since when (seconds of the caller's wall clock), and why."""
+    """What is advertised of one unit, since when (on the caller's clock), and why."""
 
     health: Health
     cause: str = ""

@@ -23,6 +23,9 @@ from deviceplugin.model import Device, Health, Skipped
 GONE = "gone"
 """The cause of a device that vanished while a container may hold it."""
 
+BACK = "back again"
+"""The cause of the change when it returns."""
+
 REPLICA = "::"
 """Stands between a device's id and the number of its replica."""
 
@@ -76,7 +79,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A unit's health changed: for the log, the counters and the event list."""
+    """A unit's health changed, or a device went or came back: for the log, the counters and the event list. ``at`` is on the inventory's clock."""
 
     at: float
     plugin: str
@@ -148,14 +151,23 @@ class Inventory:
         now = self._clock()
         self._hooks = hooks
         present, skipped, warnings = self._admit(found, hooks.plugin.resource)
+        moves = []
         for key, device in self._present.items():
             if key not in present and key not in self._tombstones:
                 self._tombstones[key] = _Tombstone(device, now)
+                moves.append(Transition(now, self.name, device.id, self._advertised(device), Health.UNHEALTHY, GONE))
+        returned = [present[key] for key in self._tombstones if key in present]
         for key in present:
             self._tombstones.pop(key, None)
         self._present = present
         self._bury(held, now)
-        return self._publish(skipped, warnings, now)
+        changes = self._publish(skipped, warnings, now)
+        moves += [Transition(now, self.name, device.id, Health.UNHEALTHY, self._advertised(device), BACK) for device in returned]
+        return (*moves, *changes)
+
+    def _advertised(self, device: Device) -> Health:
+        unit = self._book.get(device.unit)
+        return unit.health if unit else Health.UNKNOWN
 
     def distrust(self, cause: str) -> tuple[Transition, ...]:
         """Makes every device unknown: the probe has failed for so long that nothing can be said of them. The next :meth:`update` ends it."""

@@ -62,6 +62,7 @@ class Scanner:
         self._started = False
         self._began = clock()
         self._distrusted = False
+        self._unsaved = ""
         self._wake = threading.Event()
         self._look = threading.Event()
         self._stopping = threading.Event()
@@ -179,7 +180,7 @@ class Scanner:
             level = logging.WARNING if change.after is not Health.HEALTHY else level
             was = f" (was {change.before.value})" if change.before else ""
             log.log(level, "plugin %s: %s is %s%s%s", self.name, change.unit, change.after.value, f": {change.cause}" if change.cause else "", was)
-        if transitions:
+        if transitions or self._unsaved:
             self._save()
         try:
             self._on_publish(self, transitions)
@@ -220,9 +221,12 @@ class Scanner:
         try:
             write_atomically(self._state_file, json.dumps(self.inventory.book.dump()))
         except OSError as error:
-            log.warning(
-                "plugin %s: faults cannot be written to %s: %s; they would not survive a restart", self.name, self._state_file, error.strerror
-            )
+            reason = error.strerror or str(error)
+            if reason != self._unsaved:  # once per reason, and tried again with each look
+                log.warning("plugin %s: faults cannot be written to %s: %s; they would not survive a restart", self.name, self._state_file, reason)
+            self._unsaved = reason
+            return
+        self._unsaved = ""
 
 
 def write_atomically(path: str, text: str) -> None:

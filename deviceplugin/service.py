@@ -51,7 +51,7 @@ class Service:
         self.cell = Cell(snapshot)
         self.lock = ResourceLock(paths.locks, self.resource)
         self._locks = paths.locks
-        self.registrar = Registrar(Handlers(self.resource, self.cell, tally, policy), paths, tally, watcher=watcher)
+        self.registrar = Registrar(Handlers(self.resource, self.cell, tally, policy, on_change), paths, tally, watcher=watcher)
         self._heir = Heir(paths.locks, self.resource, self._inherit)
         self._on_change = on_change
         self._stopping = threading.Event()

@@ -219,7 +219,9 @@ class Endpoint:
                 return function(message)
             except Refused as error:
                 self._tally.count("rpc_failures", resource=self.handlers.resource, call=call, code=error.code)
-                log.log(logging.DEBUG if error.code == "UNIMPLEMENTED" else logging.WARNING, "%s: %s refused: %s", self.handlers.resource, call, error)
+                log.log(
+                    logging.DEBUG if error.code == "UNIMPLEMENTED" else logging.WARNING, "%s: %s refused: %s", self.handlers.resource, call, error
+                )
                 context.abort(grpc.StatusCode[error.code], str(error))
             finally:
                 record(time.monotonic() - began)

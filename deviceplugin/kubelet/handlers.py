@@ -34,11 +34,19 @@ class Refused(Exception):
 class Handlers:
     """Answers for one resource, always from its latest snapshot. Safe from any thread."""
 
-    def __init__(self, resource: str, snapshots: Cell[Snapshot], tally: Tally, policy: Callable[[], str] = lambda: "spread") -> None:
+    def __init__(
+        self,
+        resource: str,
+        snapshots: Cell[Snapshot],
+        tally: Tally,
+        policy: Callable[[], str] = lambda: "spread",
+        on_allocate: Callable[[], None] = lambda: None,
+    ) -> None:
         self.resource = resource
         self.snapshots = snapshots
         self._tally = tally
         self._policy = policy
+        self._on_allocate = on_allocate
         self._count_allocation = tally.counter("allocations", resource=resource)
         self._count_devices = tally.counter("allocated_devices", resource=resource)
 
@@ -100,6 +108,7 @@ class Handlers:
             log.error("%s: %s: %s", self.resource, text, error)
             raise Refused("INTERNAL", text) from error
         self._count_allocation(1)
+        self._on_allocate()
         self._count_devices(len(rows))
         return response
 

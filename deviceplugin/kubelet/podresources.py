@@ -23,6 +23,9 @@ PERIOD = 10.0
 
 TIMEOUT = 5.0
 
+SETTLE = 0.3
+"""Seconds from a call for a look to the look: what was just allocated is there by then, and many calls are one look."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Holder:
@@ -70,14 +73,14 @@ class PodResources:
         self._on_view = on_view
         self._period = period
         self._wake = threading.Event()
-        self._stopping = False
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="podresources", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stopping = True
+        self._ended.set()
         self._wake.set()
 
     def refresh(self) -> None:
@@ -117,8 +120,9 @@ class PodResources:
         return Holdings(aggregate(response), started, "")
 
     def _run(self) -> None:
-        while not self._stopping:
+        while not self._ended.is_set():
             self.ask()
             self._on_view()
-            self._wake.wait(self._period)
+            if self._wake.wait(self._period):
+                self._ended.wait(SETTLE)
             self._wake.clear()

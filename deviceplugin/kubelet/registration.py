@@ -96,15 +96,20 @@ class Registrar:
             self._dialled = identify(self._paths.kubelet_socket)
             if self._dialled is not None and listening(self._paths.kubelet_socket):
                 self._channel = self._dial()
-                grpc.channel_ready_future(self._channel).result(timeout=1.0)
-        except (EndpointError, OSError, grpc.FutureTimeoutError) as error:
+                # A call that nobody implements connects; waiting for the channel would leave a thread that polls it, and a close that takes 0.2 s.
+                self._channel.unary_unary("/v1beta1.Registration/Nothing")(b"", timeout=1.0, wait_for_ready=True)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                log.debug("%s: not connected to the kubelet in advance: %s", self.resource, error.code().name)
+                self._hang_up()
+        except (EndpointError, OSError) as error:
             log.debug("%s: not all is ready in advance: %s", self.resource, error)
 
     def start(self) -> None:
         self._thread.start()
 
     def start_beside(self, timeout: float = BESIDE) -> bool:
-        """Starts while another instance's stream still lives, as :mod:`handover` says. Whether the kubelet reads from us and has forgotten who we are."""
+        """Starts while another instance's stream still lives, as :mod:`handover` says. Whether the kubelet reads from us and keeps no record of us."""
         self._settle_at = self._clock() + timeout + SETTLE
         self._thread.start()
         with self._served:

@@ -64,7 +64,7 @@ class EventLog:
         return "\n".join(f"  {event}" for event in tuple(self._events)[-count:]) or "  (nothing has happened)"
 
     def wait(self, reached: Callable[[], bool], timeout: float, describe: Callable[[], str]) -> None:
-        """Waits until ``reached``, which is asked again after every event.
+        """Waits until ``reached``, which is asked again after every event and, for what is no event, every 20 ms.
 
         :raises NotReached: after ``timeout`` real seconds, with the text of ``describe``.
         """
@@ -74,9 +74,12 @@ class EventLog:
             seen = len(self._events)
             if reached():
                 return
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise NotReached(f"{describe()}\nlast events:\n{self.last()}")
             with self._changed:
-                if not self._changed.wait_for(lambda seen=seen: len(self._events) != seen, deadline - time.monotonic()):  # type: ignore[misc]
-                    raise NotReached(f"{describe()}\nlast events:\n{self.last()}")
+                if len(self._events) == seen:
+                    self._changed.wait(min(left, 0.02))
 
 
 def _brief(value: object) -> str:

@@ -18,7 +18,7 @@ import msgspec
 from deviceplugin import DeviceNode, Edits, Host, Mount
 from deviceplugin._native import nvml
 from deviceplugin.cdi import DYNAMIC, STATIC, CdiError, SpecDirectory, published, qualified
-from deviceplugin.plugins.gpu import driver
+from deviceplugin.plugins.gpu import driver, mps
 from deviceplugin.plugins.gpu.cdispec import VENDOR, Grant, Machine, extra_spec, gpu_spec, grant_nodes, grants, imex_spec
 
 Strategy = Literal["envvar", "device-specs", "volume-mounts", "cdi-annotations", "cdi-cri"]
@@ -73,11 +73,20 @@ class InjectionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     imex: ImexOptions = ImexOptions()
     mps_root: str = ""
     """The directory on the host that MPS daemons share with their clients."""
+    mps: dict[str, Annotated[int, msgspec.Meta(ge=2, le=48)]] = {}
+    """Resources that are shared through MPS, and how many containers share each GPU: the replicas of the resource."""
 
     def __post_init__(self) -> None:
         if not self.device_list_strategy:
             raise ValueError("deviceListStrategy must name at least one of envvar, device-specs, volume-mounts, cdi-annotations and cdi-cri")
-        for key, path in (("driverRoot", self.driver_root), ("devRoot", self.dev_root), ("containerDriverRoot", self.container_driver_root)):
+        if self.mps and not self.mps_root:
+            raise ValueError("mps needs mpsRoot: a directory on the host, as in /run/nvidia/mps")
+        for key, path in (
+            ("driverRoot", self.driver_root),
+            ("devRoot", self.dev_root),
+            ("containerDriverRoot", self.container_driver_root),
+            ("mpsRoot", self.mps_root),
+        ):
             if path and not path.startswith("/"):
                 raise ValueError(f"{key} {path!r} must be an absolute path")
 
@@ -127,8 +136,11 @@ class Injector:
             self._log.log(logging.INFO if covered else logging.ERROR, "CDI: %s", specs.failure)
         self._specs = specs
 
-    def edits(self, given: Sequence[Grant]) -> Edits:
-        """What a container that was given these GPUs needs. Raises InjectionError."""
+    def edits(self, given: Sequence[Grant], resource: str = "") -> Edits:
+        """What a container that was given these GPUs needs. ``resource`` is theirs, by the plugin's name, and only MPS goes by it.
+
+        Raises InjectionError.
+        """
         given = sorted(given, key=_order)
         ids = tuple(self._id(grant) for grant in given)
         channels = self._channels()
@@ -148,6 +160,10 @@ class Injector:
             mounts = [Mount("/dev/null", f"{MOUNTS_ROOT}/{entry}", read_only=False) for entry in entries]
         if envs:
             envs.update({f"NVIDIA_{feature.upper()}": "enabled" for feature in self._options.features})
+        if resource in self._options.mps:
+            client = mps.client_edits(self._options.mps_root, resource)
+            envs.update(client.envs)
+            mounts += client.mounts
         if "device-specs" in self._strategies:
             nodes = list(self._nodes(given, channels))
         return Edits(

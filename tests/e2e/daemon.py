@@ -33,7 +33,12 @@ class Usage:
 
 def generic(*devices: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
     """A configuration that serves device files. devices: entries of the generic plugin; settings: the rest of the file."""
-    return {"version": "v1", "listen": "", "plugins": [{"plugin": "generic", "config": {"domain": "example.com", "devices": list(devices)}}], **settings}
+    return {
+        "version": "v1",
+        "listen": "",
+        "plugins": [{"plugin": "generic", "config": {"domain": "example.com", "devices": list(devices)}}],
+        **settings,
+    }
 
 
 def files(name: str, path: str | Path) -> dict[str, Any]:

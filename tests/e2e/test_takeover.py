@@ -74,7 +74,7 @@ class Arrivals:
 
 
 def gaps(node: Node, since: int) -> list[float]:
-    """Milliseconds for which the kubelet had no healthy device, from its own log after an offset: from the end of a stream to the next list taken in."""
+    """Milliseconds for which the kubelet had no healthy device, by its own log after an offset: from the end of a stream to the next list."""
     went, found = None, []
     with node.kubelet_log.open(encoding="utf-8", errors="replace") as log:
         log.seek(since)
@@ -135,11 +135,14 @@ def test_standby_takes_over_when_the_active_instance_is_killed(node: Node, pair:
     node.wait_resource(RESOURCE, 60)
     found = sorted(gaps(node, since))
     p99 = found[min(len(found) - 1, int(len(found) * 0.99))]
-    print(f"SIGKILL: {len(found)} gaps, median {found[len(found) // 2]:.1f} ms, p99 {p99:.1f} ms; {arrivals.created} pods, {len(arrivals.failed)} failed")
+    print(
+        f"SIGKILL: {len(found)} gaps, median {found[len(found) // 2]:.1f} ms, p99 {p99:.1f} ms; "
+        f"{arrivals.created} pods, {len(arrivals.failed)} failed"
+    )
     assert len(found) >= TAKEOVERS - 2  # two ends of streams may fall into one gap
     assert p99 < 50
-    # While no stream is open the kubelet refuses what arrives, by itself: "no healthy devices present". Nothing that a plugin does after it was killed can
-    # change that, only how long it lasts. A gap shorter than PERIOD meets one pod at most; nothing else may fail.
+    # While no stream is open the kubelet refuses what arrives, by itself: "no healthy devices present". Nothing that a plugin does after it was
+    # killed can change that, only how long it lasts. A gap shorter than PERIOD meets one pod at most; nothing else may fail.
     assert {name: text for name, text in arrivals.failed.items() if not any(known in text for known in IN_THE_GAP)} == {}
     assert len(arrivals.failed) <= len(found)
 
@@ -155,7 +158,11 @@ def test_no_pod_notices_when_the_active_instance_is_told_to_go(node: Node, pair:
     assert found == []
     assert arrivals.failed == {}
     # Once things have settled the kubelet knows its plugin again, and notices when that dies.
-    registered = pair.active.log.read_text().count("the kubelet reads the list")
-    wait_for(lambda: pair.active.log.read_text().count("the kubelet reads the list") > registered, 10, "it to register once more", (pair.active.log,))
+
+    def registered() -> int:
+        life = pair.active.log.read_text().rpartition(f"pid {pair.active.pid},")[2]
+        return life.count("the kubelet reads the list")
+
+    wait_for(lambda: registered() == 2, 10, "it to register once more", (pair.active.log,))
     pair.active.end(signal.SIGKILL)
     node.wait_resource(RESOURCE, 0)

@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from deviceplugin import Device, Health, Host, Plugin, Skipped
 from deviceplugin.config import PluginSettings, Settings
 from deviceplugin.daemon import Daemon, Plan, PluginPlan, make_plan
+from deviceplugin.kubelet.endpoint import Endpoint
 from deviceplugin.kubelet.paths import Paths
+from deviceplugin.kubelet.registration import Registrar
 from deviceplugin.scanner import Scanner
 from deviceplugin.service import Service
 from deviceplugin.testing import Kubelet
@@ -140,6 +144,25 @@ def serving(
         yield daemon
     finally:
         daemon.stop()
+
+
+def overlaps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From now on: for each call of Register, how many streams any socket of ours had at that moment. A kubelet may notice a stream's end only later."""
+    ours: list[Endpoint] = []
+    seen: list[int] = []
+    make, register = Endpoint.__init__, Registrar._register
+
+    def made(self: Endpoint, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        ours.append(self)
+
+    def registering(self: Registrar, endpoint: Endpoint) -> None:
+        seen.append(sum(one.streams for one in ours if one.handlers.resource == self.resource))
+        register(self, endpoint)
+
+    monkeypatch.setattr(Endpoint, "__init__", made)
+    monkeypatch.setattr(Registrar, "_register", registering)
+    return seen
 
 
 def service_of(daemon: Daemon, resource: str = RESOURCE) -> Service:

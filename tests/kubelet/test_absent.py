@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -77,28 +78,24 @@ def test_stale_socket_of_a_dead_kubelet_is_waited_out(either: Kubelet, caplog: p
 
 def test_socket_that_is_bound_before_anybody_listens(short_root: str) -> None:
     path = Paths.below(short_root).kubelet_socket
-    early = bound(path)
-    try:
-        with serving(short_root, Rack("a")) as daemon:
-            wait_until(lambda: service_of(daemon).registrar.standing().error, "the first try")
-            early.listen(8)
-            early.settimeout(3.0)
-            client, _ = early.accept()
-            client.close()
-    finally:
-        early.close()
+    with bound(path) as early, serving(short_root, Rack("a")) as daemon:
+        wait_until(lambda: service_of(daemon).registrar.standing().error, "the first try")
+        early.listen(8)
+        early.settimeout(3.0)
+        client, _ = early.accept()
+        client.close()
 
 
 def test_kubelet_that_accepts_and_never_answers_is_replaced_by_one_that_does(either: Kubelet) -> None:
-    end = either.play_deaf()
-    try:
+    either.stop(unlink=True)
+    with ExitStack() as hung:
+        deaf = hung.enter_context(bound(either.socket))
+        deaf.listen(8)
         with serving(either, Rack("a")) as daemon:
             wait_until(lambda: service_of(daemon).registrar.standing().phase is Phase.REGISTERING, "the try")
-            end()
+            os.unlink(either.socket)
             either.start()
             either.wait_for(RESOURCE, healthy=1, timeout=3.0)
-    finally:
-        end()
 
 
 def test_kubelet_that_dies_during_register_is_tried_again(short_root: str) -> None:
@@ -152,3 +149,26 @@ def test_process_waits_for_the_kubelet_and_says_so(short_root: str) -> None:
         with Kubelet(short_root) as kubelet:
             kubelet.wait_for(RESOURCE, healthy=1)
         assert daemon.end() == 0
+
+
+def test_kubelet_that_hangs_is_left_for_the_one_that_took_its_place(kubelet: Kubelet) -> None:
+    """Its stream still lives, its kubelet.sock is another's: after a second the other one counts."""
+    with serving(kubelet, Rack("a")):
+        kubelet.wait_for(RESOURCE, healthy=1)
+        os.unlink(kubelet.socket)
+        with reception(kubelet.root) as desk:
+            assert desk.next().request.resource_name == RESOURCE
+    assert len(kubelet.events.of("register")) == 1
+
+
+def test_touch_of_kubelet_sock_is_no_new_kubelet(kubelet: Kubelet) -> None:
+    with serving(kubelet, Rack("a")) as daemon:
+        kubelet.wait_for(RESOURCE, healthy=1)
+        registrar = service_of(daemon).registrar
+        for mode in (0o700, 0o755):
+            os.chmod(kubelet.socket, mode)
+            registrar.wake()
+        kubelet.drop_connections(RESOURCE)
+        kubelet.wait_for_event("registered", RESOURCE, count=2)
+        kubelet.wait_for(RESOURCE, healthy=1)
+        assert registrar.registrations == 2

@@ -326,6 +326,7 @@ def test_full_disk_costs_the_memory_of_faults_and_nothing_else(
 
     monkeypatch.setattr("deviceplugin.scanner.open", full, raising=False)
     rack = Rack("a", "b")
+    state = os.path.join(kubelet.root, "var/lib/deviceplugin")
     with serving(kubelet, rack):
         kubelet.wait_for(RESOURCE, healthy=2)
         for _ in range(2):
@@ -334,11 +335,14 @@ def test_full_disk_costs_the_memory_of_faults_and_nothing_else(
             rack.put("a")
             kubelet.wait_for(RESOURCE, healthy=2)
         assert kubelet.admit(Pod.requesting(RESOURCE, 2))
+        assert os.listdir(state) == []
+        monkeypatch.undo()
+        rack.event()
+        wait_until(lambda: os.listdir(state) == ["health-device.json"], "the state, once there is room")
     said = [record.getMessage() for record in caplog.records if "cannot be written" in record.getMessage()]
     assert said
     assert "No space left on device" in said[0]
     assert len(said) == 1, "once, not for each change"
-    assert not [name for name in os.listdir(os.path.join(kubelet.root, "var/lib/deviceplugin")) if name.endswith(".tmp")]
 
 
 def test_snapshot_is_the_same_for_all_streams(kubelet: Kubelet) -> None:

@@ -149,7 +149,9 @@ class Story:
         stage.delete("greedy")
 
 
-UNAVAILABLE = "Failed: UnexpectedAdmissionError: Pod was rejected: Allocate failed due to requested number of devices unavailable for example.com/stage. "
+UNAVAILABLE = (
+    "Failed: UnexpectedAdmissionError: Pod was rejected: Allocate failed due to requested number of devices unavailable for example.com/stage. "
+)
 
 EXPECTED = [
     "one: Running",

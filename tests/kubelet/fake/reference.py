@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterable
 
@@ -33,22 +34,28 @@ class Reference:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            plugin = self._plugin()
-            try:
-                plugin.register()
-                ended = plugin.opened.wait(5) and self._until_the_stream_ends(plugin)
-            except grpc.RpcError:
-                ended = True
-            finally:
-                plugin.stop()
-            assert ended
+            # First the kubelet, then the socket: a kubelet that starts removes every socket, and then makes its own.
+            if self._kubelet_listens():
+                self._serve(self._plugin())
             self._stop.wait(0.02)
 
-    def _until_the_stream_ends(self, plugin: Scripted) -> bool:
-        while not self._stop.wait(0.02):
-            if not plugin.active or not os.path.lexists(plugin.path):
-                return True
-        return True
+    def _kubelet_listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(self._kubelet.socket) == 0
+
+    def _serve(self, plugin: Scripted) -> None:
+        try:
+            plugin.register()
+            if plugin.opened.wait(5):
+                self._until_the_stream_ends(plugin)
+        except grpc.RpcError:
+            return
+        finally:
+            plugin.stop()
+
+    def _until_the_stream_ends(self, plugin: Scripted) -> None:
+        while plugin.active and os.path.lexists(plugin.path) and not self._stop.is_set():
+            self._stop.wait(0.02)
 
     def _plugin(self) -> Scripted:
         plugin = Scripted(self._kubelet, healthy(*self._ids))

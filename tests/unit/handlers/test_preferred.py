@@ -117,8 +117,10 @@ def test_a_plugin_that_leaves_out_what_is_required_still_gets_it() -> None:
 
 
 def test_required_ids_that_the_plugin_cannot_know_are_kept() -> None:
-    handlers = choosing(lambda available, _required, size: available[:size])
+    plugin, tally = Choosing(), Tally()
+    handlers = serving(snapshot_of(*DEVICES, plugin=plugin), tally=tally)
     assert ask(handlers, ["ghost", "d0"], ["ghost"], 1) == ["ghost"]
+    assert tally.value("preferred_failures", resource=WIDGET) == 0
 
 
 @pytest.fixture

@@ -164,13 +164,13 @@ class World(RuleBasedStateMachine):
                 self.run()
         assert self.state.phase is Phase.SERVING, f"stuck: {self.state}, {self.facts()}"
         assert self.streams > 0
-        assert self.now - begun <= BACKOFF_PERMANENT + EXPECT + ZOMBIE + BACKOFF_CAP
+        assert self.now - begun <= BACKOFF_PERMANENT + EXPECT + ZOMBIE + BACKOFF_CAP + 1e-6
 
     @invariant()
     def what_is_to_be_done_later_has_its_time(self) -> None:
         due = wake_at(self.state, REDIAL if self.watcher else EXPECT)
         if due is not None:
-            assert due - self.now <= max(BACKOFF_PERMANENT, EXPECT)
+            assert due - self.now <= max(BACKOFF_PERMANENT, EXPECT) + 1e-6
         if self.state.phase is Phase.EXPECTING:
             assert due is not None
 

@@ -2,87 +2,18 @@
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from deviceplugin import scanner as scanning
-from deviceplugin.health import HealthBook
 from deviceplugin.hooks import Hooks
 from deviceplugin.inventory import Inventory
-from deviceplugin.model import Device, Health, Recovery, Rule
+from deviceplugin.model import Device, Health
 from deviceplugin.scanner import Scanner
 from deviceplugin.tally import Tally
-from tests.helpers.core import WIDGET, Clock, Widgets, sick
-
-WAIT = 10
-
-
-class Scripted(Widgets):
-    """Each of its looks waits for what it shall find. A watch that it has ends with what comes from :attr:`watched`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.looks: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.script: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.stopped = threading.Event()
-
-    def discover(self) -> list[Device]:
-        self.looks.put(None)
-        found = self.script.get()
-        if isinstance(found, BaseException):
-            raise found
-        return list(found)
-
-    def stop(self) -> None:
-        self.stopped.set()
-
-
-class Bench:
-    """A running scanner that is always in the middle of a look: whatever it was told before is done."""
-
-    def __init__(self, plugin: Scripted | None = None, *, state: Path | None = None, held: bool | None = None, unknown_after: float = 60.0) -> None:
-        self.clock = Clock()
-        self.tally = Tally()
-        self.plugin = plugin or Scripted()
-        self.held = held
-        book = HealthBook({"fatal": Rule(Recovery.NEVER)}, boot_id="boot")
-        self.inventory = Inventory("widgets", book=book, clock=self.clock)
-        self.published: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self.scanner = Scanner(
-            self.inventory,
-            Hooks(self.plugin, "widgets", self.tally),
-            self.tally,
-            on_publish=lambda scanner, _changes: self.published.put(sum(len(one.rows) for one in scanner.inventory.snapshots.values())),
-            held=lambda _resource, _id: self.held,
-            interval=3600.0,
-            unknown_after=unknown_after,
-            state_file=str(state) if state else "",
-            clock=self.clock,
-        )
-        self.scanner.start()
-        self.plugin.looks.get(timeout=WAIT)
-
-    def find(self, *found: Device) -> None:
-        self.answer(found)
-
-    def answer(self, found: Any) -> None:
-        """Lets the look end with this, and waits until the next has begun."""
-        self.scanner.wake()
-        self.plugin.script.put(found)
-        self.plugin.looks.get(timeout=WAIT)
-
-    def listed(self) -> dict[str, str]:
-        return {row.id: row.health.value for row in self.inventory.snapshots[WIDGET].rows}
-
-    def end(self) -> None:
-        self.plugin.script.put(ValueError("the end"))
-        self.scanner.stop()
+from tests.helpers.core import sick
+from tests.helpers.scanning import WAIT, Bench, Scripted, errors
 
 
 @pytest.fixture
@@ -90,10 +21,6 @@ def bench() -> Iterator[Bench]:
     one = Bench()
     yield one
     one.end()
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_what_is_found_is_published(bench: Bench) -> None:
@@ -166,96 +93,6 @@ def test_a_publication_that_fails_does_not_end_the_looking(bench: Bench, caplog:
     assert bench.published.get_nowait() == 2
 
 
-class Slow(Scripted):
-    """Hangs in the named hook."""
-
-    def __init__(self, where: str, gate: threading.Event) -> None:
-        super().__init__()
-        self.where = where
-        self.gate = gate
-        self.calls = {"start": 0, "discover": 0}
-
-    def start(self) -> None:
-        self.hang("start")
-
-    def discover(self) -> list[Device]:
-        self.hang("discover")
-        return [Device("a")]
-
-    def hang(self, hook: str) -> None:
-        self.calls[hook] += 1
-        if self.where == hook:
-            self.gate.wait(WAIT)
-
-
-@pytest.mark.parametrize("hook", ["start", "discover"])
-def test_a_hook_that_hangs_is_not_called_again_before_it_comes_back(hook: str) -> None:
-    gate = threading.Event()
-    plugin = Slow(hook, gate)
-    tally = Tally()
-    came: queue.SimpleQueue[None] = queue.SimpleQueue()
-    inventory = Inventory("widgets", clock=time.monotonic)
-    scanner = Scanner(
-        inventory,
-        Hooks(plugin, "widgets", tally, {"start": 0.02, "discover": 0.02}),
-        tally,
-        on_publish=lambda *_: came.put(None),
-        held=lambda *_: None,
-        interval=0.05,
-        unknown_after=60,
-    )
-    reports: queue.SimpleQueue[str] = queue.SimpleQueue()
-    failed = scanner._failed
-
-    def say(text: str) -> None:
-        failed(text)
-        reports.put(text)
-
-    scanner._failed = say  # type: ignore[method-assign]
-    scanner.start()
-    assert "did not answer" in reports.get(timeout=WAIT)
-    for _ in range(3):
-        assert f"{hook}() still hangs" in reports.get(timeout=WAIT)
-    assert plugin.calls[hook] == 1
-    gate.set()
-    came.get(timeout=WAIT)
-    assert [row.id for row in inventory.snapshots[WIDGET].rows] == ["a"]
-    scanner.stop()
-
-
-class Watching(Scripted):
-    def __init__(self) -> None:
-        super().__init__()
-        self.watched: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def watch(self) -> Iterator[object]:
-        while (event := self.watched.get()) is not StopIteration:
-            if isinstance(event, BaseException):
-                raise event
-            yield event
-
-
-@pytest.mark.parametrize("end", [RuntimeError("netlink"), SystemExit(1), StopIteration])
-def test_a_watch_calls_for_a_look_and_is_begun_again_when_it_ends(
-    end: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(scanning, "WATCH_BACKOFF_CAP", 0.001)
-    plugin = Watching()
-    bench = Bench(plugin)
-    plugin.watched.put("something")
-    plugin.script.put([Device("a")])
-    plugin.looks.get(timeout=WAIT)
-    plugin.watched.put(end)
-    plugin.watched.put("something else")
-    plugin.script.put([Device("b")])
-    plugin.looks.get(timeout=WAIT)
-    failures = bench.tally.value("hook_failures", plugin="widgets", hook="watch", reason="error")
-    assert failures == (0 if end is StopIteration else 1)
-    assert sum("watch() failed" in line for line in errors(caplog)) == failures
-    bench.end()
-    plugin.watched.put("the end")
-
-
 def test_a_tombstone_that_nobody_holds_is_buried_without_a_look_and_published() -> None:
     bench = Bench()
     bench.find(Device("a"), Device("b"))
@@ -267,38 +104,6 @@ def test_a_tombstone_that_nobody_holds_is_buried_without_a_look_and_published() 
     assert bench.published.get(timeout=WAIT) == 1
     assert bench.plugin.looks.empty()
     bench.scanner.stop()
-
-
-def test_a_fault_survives_a_restart(tmp_path: Path) -> None:
-    state = tmp_path / "state" / "health.json"
-    first = Bench(state=state)
-    first.find(sick("a", "fatal"), sick("b", "passing"), Device("c"))
-    first.end()
-    second = Bench(state=state)
-    second.find(Device("a"), Device("b"), Device("c"))
-    assert second.listed() == {"a": "unhealthy", "b": "healthy", "c": "healthy"}
-    second.end()
-    assert [path.name for path in state.parent.iterdir()] == ["health.json"]
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"units": [1]}', '{"boot_id": "boot", "units": {"a": {}}}', "\udcff"])
-def test_a_state_that_cannot_be_read_is_left_aside_and_said(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
-    state = tmp_path / "health.json"
-    state.write_bytes(text.encode("utf-8", "surrogateescape"))
-    bench = Bench(state=state)
-    bench.find(Device("a"))
-    assert bench.listed() == {"a": "healthy"}
-    assert sum("starting without them" in record.getMessage() for record in caplog.records) == 1
-    bench.end()
-
-
-def test_a_state_that_cannot_be_written_is_said_and_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "file").touch()
-    bench = Bench(state=tmp_path / "file" / "health.json")
-    bench.find(sick("a"))
-    assert bench.listed() == {"a": "unhealthy"}
-    assert "would not survive a restart" in caplog.text
-    bench.end()
 
 
 def test_each_change_of_health_is_logged_and_counted(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
