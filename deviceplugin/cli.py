@@ -48,10 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo = commands.add_parser("demo", help="watch simulated devices being served, broken and repaired (no root, no cluster)", allow_abbrev=False)
     demo.add_argument("--log", action="store_true", help="show the daemon's own log too")
 
+    convert = commands.add_parser("convert", help="turn another device plugin's configuration into ours, and say what was left out", allow_abbrev=False)
+    convert.add_argument("file", metavar="FILE")
+    convert.add_argument("--from", metavar="PEER", dest="peer", default="nvidia", help="whose it is (nvidia)")
+
     commands.add_parser("version", help="print the version")
 
     args = parser.parse_args(argv)
-    return _guarded(parser.prog, {"run": _run, "devices": _devices, "check": _check, "demo": _demo, "version": _version}[args.command], args)
+    functions = {"run": _run, "devices": _devices, "check": _check, "demo": _demo, "convert": _convert, "version": _version}
+    return _guarded(parser.prog, functions[args.command], args)
 
 
 def run_plugins(plugins: Sequence[type[Plugin]], argv: Sequence[str] | None) -> int:
@@ -221,6 +226,29 @@ def _demo(args: argparse.Namespace) -> int:
     from deviceplugin import demo
 
     return demo.main(show_log=args.log)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    """The configuration on standard output, ready for a file; each thing that was left out or means something else on standard error."""
+    import importlib.metadata
+
+    from deviceplugin.config import ConfigError
+
+    converters = {entry.name: entry for entry in importlib.metadata.entry_points(group="deviceplugin.converters")}
+    if args.peer not in converters:
+        raise ConfigError(f"--from {args.peer}: no such converter; there are {', '.join(sorted(converters)) or 'none'}")
+    try:
+        with open(args.file, encoding="utf-8") as file:
+            text = file.read()
+        converted = converters[args.peer].load()(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{args.file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{args.file}: {error}") from error
+    sys.stdout.write(converted.yaml_text)
+    for line in converted.ignored:
+        print(f"deviceplugin convert: {line}", file=sys.stderr)
+    return 0
 
 
 def _version(_args: argparse.Namespace) -> int:

@@ -47,6 +47,10 @@ class UnitHealth:
     falls: tuple[float, ...] = ()
 
 
+LOOK_AGAIN = 1.0
+"""Seconds from a look that found a passing fault to the next."""
+
+
 class HealthBook:
     """The state machine of every unit of one plugin. Not thread-safe: the inventory that owns it calls."""
 
@@ -55,6 +59,7 @@ class HealthBook:
         self._damping = damping or Damping()
         self._boot_id = boot_id
         self._units: dict[str, UnitHealth] = {}
+        self._present: set[str] = set()
 
     def rule(self, cause: str) -> Rule:
         """The rule for a cause: its own, else that of the part before the first colon, else of ``default``, else none: the probe's word counts."""
@@ -68,16 +73,19 @@ class HealthBook:
         old = self._units.get(unit)
         new = self._first(seen, now) if old is None else self._next(old, seen, now)
         self._units[unit] = new
+        self._present.add(unit)
         return new
 
     def due(self, now: float) -> float | None:
-        """Seconds until some unit may recover by itself, if any: when to look again."""
-        waits = [self._hold(u) - (now - u.quiet_since) for u in self._units.values() if u.quiet_since is not None and u.health is not Health.HEALTHY]
-        waits = [w for w in waits if w < float("inf")]
+        """Seconds until some unit may recover by itself, if any: when to look again. A quiet can only begin once a look finds none of the fault."""
+        seen = [unit for name, unit in self._units.items() if name in self._present]
+        sick = [unit for unit in seen if unit.health is Health.UNHEALTHY and self._hold(unit) < float("inf")]
+        waits = [LOOK_AGAIN if unit.quiet_since is None else self._hold(unit) - (now - unit.quiet_since) for unit in sick]
         return max(0.0, min(waits)) if waits else None
 
     def absent(self, present: Collection[str]) -> None:
-        """Ends the quiet of the units that the probe no longer sees: nothing is known of them, and :meth:`due` would ask for them for ever."""
+        """Ends the quiet of the units that the probe no longer sees: nothing is known of them, and :meth:`due` does not wait for them."""
+        self._present.intersection_update(present)
         for name, unit in self._units.items():
             if unit.quiet_since is not None and name not in present:
                 self._units[name] = replace(unit, quiet_since=None)

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 WATCH_BACKOFF_CAP = 60.0
 
+BREATH = 0.02
+"""Seconds between two looks at the least, however often a plugin's watch() calls for one."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScanReport:
@@ -117,6 +120,7 @@ class Scanner:
                 self._look.clear()
                 self._scan()
                 next_scan = self._clock() + self._pause()
+                self._stopping.wait(BREATH)
             else:
                 before = self.inventory.snapshots
                 transitions = self.inventory.bury(self._held)
@@ -128,7 +132,8 @@ class Scanner:
     def _pause(self) -> float:
         """Seconds to the next look: sooner while something is to be expected."""
         due = self.inventory.book.due(self._clock())
-        pause = self._interval if due is None else min(self._interval, due)
+        # A look that takes long is not repeated all the time because something is broken.
+        pause = self._interval if due is None else min(self._interval, max(due, 20 * self.report.seconds))
         if self.report.error:
             pause = min(pause, 5.0)
         return max(0.05, pause)

@@ -102,7 +102,9 @@ def announced(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[
             return State(Phase.REGISTERING, now, facts.kubelet, state.failures), Action.ANNOUNCE
         case Phase.REGISTERING | Phase.EXPECTING if facts.streams == 0 and facts.opened == 0:
             if not facts.intact or (moved and facts.kubelet is not None and not facts.kubelet.same_file(state.kubelet)):
-                return _down(state, now, 0.0), Action.RETIRE
+                # Somebody who keeps removing our socket does not set our pace.
+                failures = 0 if moved else state.failures + 1
+                return _down(replace(state, failures=failures), now, backoff(failures, jitter())), Action.RETIRE
             return _awaiting(state, facts, jitter)
         case _ if facts.streams == 0:
             brief = state.phase is not Phase.SERVING or now - state.since < SHORT_LIVED
@@ -120,7 +122,7 @@ def announced(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[
             return replace(state, phase=Phase.SERVING, since=now), Action.NONE
 
 
-def watched(state: State, facts: Facts, _jitter: Callable[[], float]) -> tuple[State, Action]:
+def watched(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[State, Action]:
     """The next step with the plugins_registry directory, where the kubelet finds the socket and asks. It finds it again by itself after a restart."""
     now = facts.now
     if state.phase is Phase.DOWN:
@@ -129,9 +131,10 @@ def watched(state: State, facts: Facts, _jitter: Callable[[], float]) -> tuple[S
         return State(Phase.REGISTERING, now, failures=state.failures), Action.ANNOUNCE
     if facts.outcome is Outcome.FAILED:  # the socket could not be made
         failures = state.failures + 1
-        return _down(replace(state, failures=failures), now, max(backoff(failures, 1.0), BACKOFF_FIRST)), Action.RETIRE
+        return _down(replace(state, failures=failures), now, max(backoff(failures, jitter()), BACKOFF_FIRST)), Action.RETIRE
     if not facts.intact and facts.streams == 0:
-        return _down(state, now, 0.0), Action.RETIRE
+        failures = state.failures + 1
+        return _down(replace(state, failures=failures), now, backoff(failures, jitter())), Action.RETIRE
     if facts.streams > 0:
         return (state if state.phase is Phase.SERVING else replace(state, phase=Phase.SERVING, since=now, failures=0)), Action.NONE
     if state.phase is Phase.SERVING:

@@ -122,7 +122,7 @@ class Gpu(Plugin):
     def _blind(self) -> Iterator[Device | Skipped]:
         """Without a driver there are no GPUs. One that is there and does not work says nothing of them: they are unknown."""
         session = self._session
-        what = Skipped("NVIDIA driver", f"{session.state.value}: {session.reason}" if session.reason else session.state.value)
+        what = Skipped("NVIDIA driver", f"cannot be asked: {session.state.value}: {session.reason}")
         self._say([what])
         yield what
         if session.state in _ABSENT:

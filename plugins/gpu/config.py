@@ -45,8 +45,8 @@ class Naming(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=True, ren
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(
-                f"name {self.name!r} must be a resource name, as in gpu.shared or example.com/gpu: a DNS name before the slash, and after it at most 63 "
-                "letters, digits, '-', '_' and '.'"
+                f"name {self.name!r} must be a resource name, as in gpu.shared or example.com/gpu: a DNS name before the slash, and after it at most "
+                "63 letters, digits, '-', '_' and '.'"
             )
 
     @property
@@ -56,7 +56,8 @@ class Naming(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=True, ren
 
 class Faults(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     """What each fault does to a GPU: ``ignore``; ``reset``, unhealthy until a reset; ``never``, unhealthy for good; or the seconds that must pass
-    without it."""
+    without it.
+    """
 
     xids: dict[str | int, Action] = {}
     """By XID, and ``default`` for those that no table has. Codes that are not named keep the plugin's defaults."""

@@ -4,15 +4,21 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+import msgspec
 import yaml
 
+from deviceplugin.plugins.gpu.injection import InjectionOptions
+
 DOMAIN: Final = "nvidia.com/"
+MPS_ROOT: Final = "/run/nvidia/mps"
 STRATEGIES: Final = ("envvar", "volume-mounts", "cdi-annotations", "cdi-cri")
 
+_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _NOT_NEEDED = "not needed"
 _NO_EFFECT = "without effect in NVIDIA's plugin too"
 _WITHOUT_COUNTERPART = {
@@ -119,6 +125,7 @@ def convert(text: str) -> Converted:
     _discovery(flags, notes.append)
     _names(top.section("resources"), notes.append)
     resources = _sharing(top.section("sharing"), injection, notes.append)
+    _check(injection)
     if policy == "packed":
         config["allocationPolicy"] = policy
     config["injection"] = injection
@@ -126,6 +133,13 @@ def convert(text: str) -> Converted:
     if resources:
         ours["resources"] = resources
     return Converted(yaml.safe_dump(ours, sort_keys=False), (*notes, *dict.fromkeys(top.unknown())))
+
+
+def _check(injection: dict[str, Any]) -> None:
+    try:
+        msgspec.convert(injection, InjectionOptions)
+    except msgspec.ValidationError as error:
+        raise ConvertError(f"what the file says of containers cannot be used: {error}") from error
 
 
 def _parsed(text: str) -> Any:
@@ -202,6 +216,9 @@ def _sharing(sharing: _Section, injection: dict[str, Any], note: Callable[[str],
         return slicing
     shared = _shared(sharing.section("mps"), True, note)
     injection["mps"] = {name: settings["replicas"] for name, settings in shared.items()}
+    if not injection.get("mpsRoot"):
+        injection["mpsRoot"] = MPS_ROOT
+        note(f"flags.mpsRoot: not given; {MPS_ROOT} is assumed, where NVIDIA's Helm chart has it")
     if slicing:
         note(f"{sharing.at('timeSlicing')}: {_NO_EFFECT} where mps is there as well")
     return shared
@@ -217,6 +234,8 @@ def _shared(block: _Section, fail: bool, note: Callable[[str], None]) -> dict[st
         if not name:
             raise ConvertError(f"{entry.at('name')} is missing")
         name = name if name.startswith(DOMAIN) else DOMAIN + name
+        if not _NAME.fullmatch(name.removeprefix(DOMAIN)):
+            raise ConvertError(f"{entry.at('name')}: {name!r} is no name of a resource")
         if replicas is None or replicas < 2:
             raise ConvertError(f"{entry.at('replicas')} must be 2 or more, not {replicas!r}")
         if name in found:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
@@ -29,6 +30,7 @@ MOUNTS_ROOT: Final = "/var/run/nvidia-container-devices"
 ANNOTATION_PREFIX: Final = "cdi.k8s.io/"
 TOOLKIT_KIND: Final = "nvidia.com/gpu"
 
+_PREFIX = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/")
 _CDI_STRATEGIES = frozenset(("cdi-annotations", "cdi-cri"))
 
 __all__ = ["Grant", "ImexOptions", "InjectionError", "InjectionOptions", "Injector", "grants"]
@@ -64,7 +66,7 @@ class InjectionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """The directory on the host that has ``dev`` with the GPUs' device files, by default the driver root if it has one, else ``/``."""
     container_driver_root: str = "/driver-root"
     """Where this container mounts the driver root, if it does."""
-    cdi_annotation_prefix: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/$")] = ANNOTATION_PREFIX
+    cdi_annotation_prefix: str = ANNOTATION_PREFIX
     nvidia_cdi_hook_path: str = msgspec.field(name="nvidiaCDIHookPath", default="")
     """The host's nvidia-cdi-hook or nvidia-ctk, for CDI specs; empty looks in the usual places."""
     gds_enabled: bool = False
@@ -81,6 +83,8 @@ class InjectionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             raise ValueError("deviceListStrategy must name at least one of envvar, device-specs, volume-mounts, cdi-annotations and cdi-cri")
         if self.mps and not self.mps_root:
             raise ValueError("mps needs mpsRoot: a directory on the host, as in /run/nvidia/mps")
+        if not _PREFIX.fullmatch(self.cdi_annotation_prefix):
+            raise ValueError(f"cdiAnnotationPrefix {self.cdi_annotation_prefix!r} must be a DNS name and a slash, as in {ANNOTATION_PREFIX}")
         for key, path in (
             ("driverRoot", self.driver_root),
             ("devRoot", self.dev_root),
@@ -132,7 +136,7 @@ class Injector:
         except (CdiError, OSError) as error:
             specs = _Specs(toolkit=toolkit, features=self._specs.features, failure=str(error))
         if specs.failure and specs.failure != self._specs.failure:
-            covered = {g.uuid for g in grants(snapshot)} <= toolkit
+            covered = {self._id(grant) for grant in grants(snapshot)} <= toolkit
             self._log.log(logging.INFO if covered else logging.ERROR, "CDI: %s", specs.failure)
         self._specs = specs
 

@@ -135,6 +135,16 @@ class Daemon:
             self._log.warning("MPS daemon of %s is gone (exit status %s): it is started again", self._resource, self._end())
         program = self._program(CONTROL)
         self._set_mode("EXCLUSIVE_PROCESS")  # or else programs that know nothing of MPS would take the GPU beside it
+        try:
+            self._launch(program)
+            self._limit()
+        except MpsError:
+            self._end()
+            self._set_mode("DEFAULT")  # nobody could use the GPU otherwise
+            raise
+        self._log.info("MPS daemon of %s runs: each of %d clients has %d %% of the threads", self._resource, self._replicas, self.threads)
+
+    def _launch(self, program: str) -> None:
         for name in ("pipe", "log"):
             os.makedirs(f"{self._directory}/{name}", mode=0o755, exist_ok=True)
         try:
@@ -145,8 +155,6 @@ class Daemon:
         except OSError as error:
             raise MpsError(f"{program} cannot be started: {error.strerror}") from error
         self._wait_until_ready(self._process)
-        self._limit()
-        self._log.info("MPS daemon of %s runs: each of %d clients has %d %% of the threads", self._resource, self._replicas, self.threads)
 
     def _end(self) -> int | None:
         """Makes sure that a daemon which no longer answers is gone. Its exit status."""
@@ -161,12 +169,8 @@ class Daemon:
         deadline = self._clock() + self._timeout
         while self._answer() is None:
             if process.poll() is not None:
-                self._process = None
-                raise MpsError(
-                    f"MPS daemon of {self._resource} ended at once, with status {process.returncode}: see {self._directory}/log/control.log"
-                )
+                raise MpsError(f"MPS daemon of {self._resource} ended at once with status {process.returncode}: see {self._directory}/log")
             if self._clock() > deadline:
-                self._end()
                 raise MpsError(f"MPS daemon of {self._resource} did not answer within {self._timeout:g} s: see {self._directory}/log")
             self._sleep(_PAUSE)
 
@@ -220,6 +224,50 @@ class Daemon:
             # Limits are set by the number of the GPU. CUDA numbers by speed unless told otherwise, NVML by PCI address.
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         }
+
+
+class Daemons:
+    """The control daemons of all resources that are shared through MPS. Its methods are for one thread.
+
+    ``clients`` is how many containers share a GPU, by resource; ``root`` the host's directory.
+    """
+
+    def __init__(self, clients: Mapping[str, int], root: str, host: Host, *, path: str | None = None, timeout: float = 10.0) -> None:
+        self._clients = dict(clients)
+        self._root, self._host, self._path, self._timeout = root, host, path, timeout
+        self._running: dict[str, tuple[frozenset[str], Daemon]] = {}
+
+    def ensure(self, gpus: Mapping[str, Sequence[nvml.Gpu]]) -> dict[str, str]:
+        """Sees to it that a daemon runs for each resource, given its GPUs. Answers with the resources that cannot be shared, and why."""
+        failures = {}
+        for resource, clients in self._clients.items():
+            if not gpus.get(resource):
+                self._end(resource)
+                continue
+            try:
+                self._daemon(resource, gpus[resource], clients).ensure()
+            except (MpsError, OSError) as error:
+                failures[resource] = str(error)
+        return failures
+
+    def stop(self) -> None:
+        """Ends those that were started here."""
+        for resource in list(self._running):
+            self._end(resource)
+
+    def _daemon(self, resource: str, gpus: Sequence[nvml.Gpu], clients: int) -> Daemon:
+        uuids = frozenset(gpu.uuid for gpu in gpus)
+        known = self._running.get(resource)
+        if known is None or known[0] != uuids:
+            check(gpus, clients, self._root)
+            self._end(resource)
+            known = uuids, Daemon(resource, gpus, clients, self._root, self._host, path=self._path, timeout=self._timeout)
+            self._running[resource] = known
+        return known[1]
+
+    def _end(self, resource: str) -> None:
+        if known := self._running.pop(resource, None):
+            known[1].stop()
 
 
 def _dotted(capability: tuple[int, int]) -> str:

@@ -86,4 +86,4 @@ def _identity(path: str) -> tuple[int, ...]:
         state = os.stat(path if "/" in path else "/etc/ld.so.cache")
     except OSError:
         return ()
-    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+    return state.st_dev, state.st_ino, state.st_size, state.st_ctime_ns

@@ -29,7 +29,7 @@ HEARTBEAT = 5.0
 _PROC_GPUS = "/proc/driver/nvidia/gpus"
 _MODULE = "/sys/module/nvidia"
 _PATHS = ("/dev/nvidiactl", "/dev/nvidia-caps", "/proc/driver/nvidia")
-_LEAVE = 2.0
+_LEAVE = 0.8
 _RENEWAL = 30.0
 _LAST_BACKOFF = 60.0
 
@@ -112,7 +112,6 @@ class Session:
                     backoff = min(backoff * 2, _LAST_BACKOFF)
                 else:
                     backoff = 1.0
-                    yield "registered"  # what happened before was not told
                     yield from self._listen(current, events)
                 self._something.clear()
                 if self._files:
@@ -204,6 +203,7 @@ class Session:
         watched = self._watched
         assert watched is not None
         try:
+            yield "registered"  # what happened before was not told
             while not self._stopped and not self._again and self._nvml is current:
                 event = events.wait(HEARTBEAT)
                 if events.closed:

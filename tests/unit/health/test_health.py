@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deviceplugin.health import Damping, HealthBook, Sighting, UnitHealth
+from deviceplugin.health import LOOK_AGAIN, Damping, HealthBook, Sighting, UnitHealth
 from deviceplugin.model import Health, Recovery, Rule
 
 WELL = Sighting(Health.HEALTHY)
@@ -136,7 +136,7 @@ def test_the_book_says_when_to_look_again() -> None:
     one = book()
     assert one.due(0.0) is None
     play(one, (0, bad("quiet")))
-    assert one.due(5.0) is None, "nothing to wait for while the fault is seen"
+    assert one.due(5.0) == LOOK_AGAIN, "a quiet begins with a look that finds none of the fault"
     play(one, (10, WELL))
     assert one.due(15.0) == 55.0
     assert one.due(500.0) == 0.0
