@@ -53,5 +53,5 @@ setup(
         include_path=["native"],
         compiler_directives={"language_level": 3, "binding": True, "embedsignature": True},
         nthreads=0,
-    )
+    ),
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kubelet.sock that accepts every registration and keeps the stream open: what a plugin needs to settle. ``python -m bench.registrar DIRECTORY``."""
+"""A kubelet.sock that accepts every registration and keeps the stream open: all that a plugin needs. ``python -m bench.registrar DIRECTORY``."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo = commands.add_parser("demo", help="watch simulated devices being served, broken and repaired (no root, no cluster)", allow_abbrev=False)
     demo.add_argument("--log", action="store_true", help="show the daemon's own log too")
 
-    convert = commands.add_parser("convert", help="turn another device plugin's configuration into ours, and say what was left out", allow_abbrev=False)
+    convert = commands.add_parser("convert", help="turn another plugin's configuration into ours, and say what was left out", allow_abbrev=False)
     convert.add_argument("file", metavar="FILE")
     convert.add_argument("--from", metavar="PEER", dest="peer", default="nvidia", help="whose it is (nvidia)")
 

@@ -51,8 +51,10 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is advertised of one resource. ``generation`` grows with every change of ``payload``, the list as the kubelet receives it: an encoded
-    ListAndWatchResponse."""
+    """What is advertised of one resource.
+
+    ``generation`` grows with every change of ``payload``, the list as the kubelet receives it: an encoded ListAndWatchResponse.
+    """
 
     resource: str
     generation: int

@@ -2,12 +2,12 @@
 
 // Plays the kubelet's side of the device plugin API with the kubelet's own gRPC library, measures, and prints JSON: one object per run.
 //
-//	client lifecycle -dir DIR [-restarts N] [-flip FILE -flips N] [-prefer 1,2,4] -- PLUGIN ARG...
-//	client calls -n N -rounds N NAME=SOCKET...
+//	client lifecycle -dir DIR [-restarts N] [-flip FILE -flips N] [-change FILE -to FILE,FILE...] [-prefer 1,2,4] -- PLUGIN ARG...
+//	client calls -n N -rounds N [-size N -limit TIME -budget TIME] NAME=SOCKET#ID,ID...
 //	client echo -socket SOCKET
 //
-// "lifecycle" starts a plugin and restarts the kubelet around it. "calls" times Allocate on servers that are already there, in alternating rounds, so that
-// what the machine does meanwhile falls on all of them alike. "echo" is a bare grpc-go server for the comparison.
+// "lifecycle" starts a plugin and restarts the kubelet around it. "calls" times Allocate, or with a size GetPreferredAllocation, on servers that are already
+// there, in alternating rounds, so that what the machine does meanwhile falls on all of them alike. "echo" is a bare grpc-go server for the comparison.
 package main
 
 import (
@@ -27,7 +27,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	pb "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 )
 
@@ -37,6 +39,7 @@ type summary struct {
 	P90 float64 `json:"p90_ms"`
 	P99 float64 `json:"p99_ms"`
 	Max float64 `json:"max_ms"`
+	Cut float64 `json:"cut_ms"` // a call took longer than this, and was the last
 }
 
 func summarise(d []time.Duration) *summary {
@@ -45,7 +48,7 @@ func summarise(d []time.Duration) *summary {
 	}
 	sort.Slice(d, func(i, j int) bool { return d[i] < d[j] })
 	at := func(p float64) float64 { return float64(d[int(float64(len(d)-1)*p+0.5)].Nanoseconds()) / 1e6 }
-	return &summary{len(d), at(.5), at(.9), at(.99), at(1)}
+	return &summary{len(d), at(.5), at(.9), at(.99), at(1), 0}
 }
 
 func must(err error) {
@@ -189,6 +192,8 @@ func lifecycle(args []string) {
 	restarts := fs.Int("restarts", 0, "kubelet restarts")
 	flip := fs.String("flip", "", "file whose removal makes a device unhealthy")
 	flips := fs.Int("flips", 0, "")
+	change := fs.String("change", "", "file that is replaced")
+	to := fs.String("to", "", "what replaces it, one after the other; each makes one more device unhealthy")
 	prefer := fs.String("prefer", "", "sizes for GetPreferredAllocation")
 	calls := fs.Int("calls", 200, "calls per size")
 	must(fs.Parse(args))
@@ -245,6 +250,19 @@ func lifecycle(args []string) {
 	}
 	out["flip"] = summarise(flipTimes)
 
+	changes := []float64{}
+	for i, path := range strings.FieldsFunc(*to, func(r rune) bool { return r == ',' }) {
+		if i == 0 {
+			time.Sleep(time.Second) // what happens before a plugin listens for events is not its matter
+		}
+		time.Sleep(200 * time.Millisecond)
+		t := time.Now()
+		must(os.Rename(path, *change))
+		k.waitList(10*time.Second, func(m *pb.ListAndWatchResponse) bool { return healthy(m) == total-i-1 })
+		changes = append(changes, ms(time.Since(t)))
+	}
+	out["changes_ms"] = changes
+
 	var register, list []time.Duration
 	for i := 0; i < *restarts; i++ {
 		k.die()
@@ -267,34 +285,64 @@ func calls(args []string) {
 	n := fs.Int("n", 500, "calls per round")
 	rounds := fs.Int("rounds", 5, "")
 	gap := fs.Duration("gap", 0, "pause between calls")
+	size := fs.Int("size", 0, "ask for so many preferred devices instead of allocating")
+	limit := fs.Duration("limit", time.Minute, "a server that takes longer for one call is not asked again")
+	budget := fs.Duration("budget", time.Hour, "no more calls of a server once all of them took so long; the warm-up has a tenth of it")
 	must(fs.Parse(args))
 	times := map[string][]time.Duration{}
+	spent := map[string]time.Duration{}
+	cut := map[string]bool{}
 	clients := map[string]pb.DevicePluginClient{}
-	id := map[string]string{}
+	ids := map[string][]string{}
 	var names []string
 	for _, pair := range fs.Args() {
 		name, path, _ := strings.Cut(pair, "=")
-		path, id[name], _ = strings.Cut(path, "#")
+		path, list, _ := strings.Cut(path, "#")
+		ids[name] = strings.Split(list, ",")
 		names = append(names, name)
 		clients[name] = pb.NewDevicePluginClient(dial(path))
 	}
+	call := func(name string) error {
+		ctx, cancel := context.WithTimeout(context.Background(), *limit)
+		defer cancel()
+		if *size > 0 {
+			request := &pb.ContainerPreferredAllocationRequest{AvailableDeviceIDs: ids[name], AllocationSize: int32(*size)}
+			_, err := clients[name].GetPreferredAllocation(ctx, &pb.PreferredAllocationRequest{ContainerRequests: []*pb.ContainerPreferredAllocationRequest{request}})
+			return err
+		}
+		request := &pb.ContainerAllocateRequest{DevicesIds: ids[name]}
+		_, err := clients[name].Allocate(ctx, &pb.AllocateRequest{ContainerRequests: []*pb.ContainerAllocateRequest{request}})
+		return err
+	}
 	for round := -1; round < *rounds; round++ {
+		allowed := *budget
+		if round < 0 { // the first round warms up
+			allowed /= 10
+		}
 		for _, name := range names {
-			request := &pb.AllocateRequest{ContainerRequests: []*pb.ContainerAllocateRequest{{DevicesIds: []string{id[name]}}}}
-			for i := 0; i < *n; i++ {
+			for i := 0; i < *n && spent[name] < allowed && !cut[name]; i++ {
 				time.Sleep(*gap)
 				t := time.Now()
-				_, err := clients[name].Allocate(context.Background(), request)
+				err := call(name)
+				took := time.Since(t)
+				if status.Code(err) == codes.DeadlineExceeded {
+					cut[name] = true
+					break
+				}
 				must(err)
-				if round >= 0 { // the first round warms up
-					times[name] = append(times[name], time.Since(t))
+				spent[name] += took
+				if round >= 0 {
+					times[name] = append(times[name], took)
 				}
 			}
 		}
 	}
 	out := map[string]*summary{}
-	for name, t := range times {
-		out[name] = summarise(t)
+	for _, name := range names {
+		out[name] = summarise(times[name])
+		if cut[name] {
+			out[name] = &summary{Cut: ms(*limit)}
+		}
 	}
 	must(json.NewEncoder(os.Stdout).Encode(out))
 }

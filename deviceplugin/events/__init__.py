@@ -26,6 +26,7 @@ __all__ = ["Change", "Events", "Kind", "Scope", "Uevent", "Watch"]
 
 T = TypeVar("T")
 
+
 class Scope:
     """The Events that are made in a thread while it is inside, so that another thread can end them all: whoever runs a plugin's watch() holds one."""
 

@@ -138,7 +138,7 @@ class Endpoint:
         return identity
 
     def rehearse(self, timeout: float = 2.0) -> None:
-        """Calls the server once as the kubelet will. What Python and gRPC do at a first call takes milliseconds, which a standby can spend in advance.
+        """Calls the server once as the kubelet will. What Python and gRPC do at a first call takes milliseconds: a standby has them.
 
         Only before the socket is announced. Raises EndpointError.
         """

@@ -2,9 +2,9 @@
 """How an instance that is told to go hands a resource to the standby, so that the kubelet never has a moment without devices.
 
 Plainly ended, a stream costs the kubelet all devices of the resource until the successor's first list, and pods that arrive in those milliseconds are
-refused for good. So the successor registers while the old stream still lives. Up to 1.36 that is dangerous by itself: the kubelet keeps one client per
-resource, and when the old stream ends it closes the new one (runClient in pkg/kubelet/cm/devicemanager/plugin/v1beta1/handler.go). It finds nothing to
-close, though, after a registration that failed: that deletes the record and touches neither streams nor devices. The order is therefore:
+refused for good. So the successor registers while the old stream still lives. Up to 1.36 that is dangerous by itself: the kubelet keeps one client
+per resource, and when the old stream ends it closes the new one (runClient in pkg/kubelet/cm/devicemanager/plugin/v1beta1/handler.go). It finds
+nothing to close, though, after a registration that failed: that deletes the record and touches neither streams nor devices. The order is therefore:
 
 1. the old instance asks, and passes its lock along: the descriptor itself, so that no third instance can come between;
 2. the successor registers and is read from;

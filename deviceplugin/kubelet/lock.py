@@ -55,8 +55,8 @@ class ResourceLock:
             return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise LockError(
-                f"{self.resource}: cannot open the lock {self.path}: {error.strerror}; the directory must be there, writable for uid {os.getuid()}, and "
-                "shared by all instances"
+                f"{self.resource}: cannot open the lock {self.path}: {error.strerror}; "
+                f"the directory must be there, writable and shared by all instances (uid {os.getuid()})"
             ) from error
 
     def acquire(self, owner: Owner, on_held: Callable[[], None], on_wait: Callable[[], None]) -> None:

@@ -109,7 +109,7 @@ class Registrar:
         self._thread.start()
 
     def start_beside(self, timeout: float = BESIDE) -> bool:
-        """Starts while another instance's stream still lives, as :mod:`handover` says. Whether the kubelet reads from us and keeps no record of us."""
+        """Starts while another instance's stream still lives, as :mod:`handover` says. Whether the kubelet reads from us and has no record of it."""
         self._settle_at = self._clock() + timeout + SETTLE
         self._thread.start()
         with self._served:

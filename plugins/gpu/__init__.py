@@ -17,6 +17,7 @@ from deviceplugin.plugins.gpu.config import GpuConfig
 from deviceplugin.plugins.gpu.driver import driver_tree
 from deviceplugin.plugins.gpu.health import Judge, Verdict
 from deviceplugin.plugins.gpu.injection import Grant, Injector, grants
+from deviceplugin.plugins.gpu.mps import Daemons
 from deviceplugin.plugins.gpu.session import Session, Watched
 from deviceplugin.plugins.gpu.topology import Topology
 
@@ -52,6 +53,7 @@ class Gpu(Plugin):
         self.injector = Injector(self.config.injection, self.host)
         self._clock = clock
         injection = self.config.injection
+        self._mps = Daemons(injection.mps, injection.mps_root, self.host)
         tree = driver_tree(self.host, injection.driver_root, injection.container_driver_root)
         self._session = Session(self.host, self.config.library, tree.here("/"), clock)
         self._recall = discovery.Recall()
@@ -81,10 +83,13 @@ class Gpu(Plugin):
         candidates = list(discovery.choose(gpus, self.config))
         numa = {gpu.uuid: discovery.numa_nodes(self.host, gpu) for gpu in gpus}
         chosen = [one for one in candidates if isinstance(one, discovery.Candidate)]
-        devices = tuple(discovery.device(one, verdicts[one.gpu.uuid], numa[one.gpu.uuid], snapshot) for one in chosen)
+        unserved = self._serve(chosen)
+        devices = tuple(
+            discovery.device(one, _without(verdicts[one.gpu.uuid], one.resource in unserved), numa[one.gpu.uuid], snapshot) for one in chosen
+        )
         self._view = self._see(snapshot, chosen, numa)
         self._last = devices
-        skipped = [one for one in (*found, *candidates) if isinstance(one, Skipped)]
+        skipped = [*(one for one in (*found, *candidates) if isinstance(one, Skipped)), *(Skipped(*one) for one in unserved.items())]
         self._say(skipped)
         yield from devices
         yield from skipped
@@ -97,7 +102,7 @@ class Gpu(Plugin):
         gone = [device.id for device in devices if device.id not in known]
         if gone:
             raise LookupError(f"{', '.join(gone)} is not there any more")
-        return self.injector.edits([known[device.id] for device in devices])
+        return self.injector.edits([known[device.id] for device in devices], devices[0].resource if devices else "")
 
     def prefer(self, available: Sequence[Device], required: Sequence[Device], size: int) -> Iterable[Device] | None:
         """By the configured policy; None, for the framework's, where it has nothing to say."""
@@ -118,6 +123,7 @@ class Gpu(Plugin):
     def stop(self) -> None:
         """Ends watch() and lets go of the driver, which could not be unloaded otherwise."""
         self._session.stop()
+        self._mps.stop()
 
     def _blind(self) -> Iterator[Device | Skipped]:
         """Without a driver there are no GPUs. One that is there and does not work says nothing of them: they are unknown."""
@@ -140,6 +146,15 @@ class Gpu(Plugin):
                 capacity=device.capacity,
                 incarnation=device.incarnation,
             )
+
+    def _serve(self, chosen: Iterable[discovery.Candidate]) -> dict[str, str]:
+        """Sees to it that MPS runs where it is configured. Answers with the resources that cannot be had, and why."""
+        if not self.config.injection.mps:
+            return {}
+        gpus: dict[str, list[NvmlGpu]] = {}
+        for one in chosen:
+            gpus.setdefault(one.resource, []).append(one.gpu)
+        return self._mps.ensure(gpus)
 
     def _verdicts(self, gpus: Sequence[NvmlGpu], snapshot: Snapshot, watched: Watched | None) -> dict[str, Verdict]:
         loaded, now = self._session.loaded(), self._clock()
@@ -164,3 +179,8 @@ class Gpu(Plugin):
             if self._said.get(what) != reason:
                 self.log.warning("%s %s", what, reason)
         self._said = now
+
+
+def _without(verdict: Verdict, mps: bool) -> Verdict:
+    """The verdict of a GPU that containers could only reach through an MPS daemon that does not run."""
+    return replace(verdict, health=Health.UNHEALTHY, cause="mps") if mps and verdict.health is Health.HEALTHY else verdict

@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from deviceplugin import Edits, Host, Mount
@@ -110,11 +110,21 @@ class Daemon:
         """
         answer = self._answer()
         if answer is None:
+            if self._process is not None and self._process.poll() is None:
+                raise MpsError(f"MPS daemon of {self._resource} runs and does not answer; it is left alone, for the work of its clients ends with it")
             self._start()
             return True
         if answer != self.threads:
             self._limit()
         return False
+
+    def serve(self, gpus: Sequence[nvml.Gpu]) -> None:
+        """Says which GPUs there are now. The daemon goes on, for the clients on the others; one that has come gets its limits. Raises MpsError."""
+        known = {gpu.uuid for gpu in self._gpus}
+        self._gpus = tuple(gpus)
+        if (come := [gpu for gpu in gpus if gpu.uuid not in known]) and self._answer() is not None:
+            self._set_mode("EXCLUSIVE_PROCESS", come)
+            self._limit()
 
     def stop(self) -> None:
         """Ends a daemon that was started here, and with it the work of its clients; one that was found is left alone. Idempotent."""
@@ -128,19 +138,19 @@ class Daemon:
             self._log.warning("MPS daemon of %s does not quit (%s): it is killed", self._resource, error)
             process.kill()
             process.wait()
-        self._set_mode("DEFAULT")
+        self._set_mode("DEFAULT", self._gpus)
 
     def _start(self) -> None:
         if self._process is not None:
             self._log.warning("MPS daemon of %s is gone (exit status %s): it is started again", self._resource, self._end())
         program = self._program(CONTROL)
-        self._set_mode("EXCLUSIVE_PROCESS")  # or else programs that know nothing of MPS would take the GPU beside it
+        self._set_mode("EXCLUSIVE_PROCESS", self._gpus)  # or else programs that know nothing of MPS would take the GPU beside it
         try:
             self._launch(program)
             self._limit()
         except MpsError:
             self._end()
-            self._set_mode("DEFAULT")  # nobody could use the GPU otherwise
+            self._set_mode("DEFAULT", self._gpus)  # nobody could use the GPU otherwise
             raise
         self._log.info("MPS daemon of %s runs: each of %d clients has %d %% of the threads", self._resource, self._replicas, self.threads)
 
@@ -191,8 +201,8 @@ class Daemon:
     def _control(self, command: str) -> str:
         return self._run([self._program(CONTROL)], command + "\n")
 
-    def _set_mode(self, mode: str) -> None:
-        for gpu in self._gpus:
+    def _set_mode(self, mode: str, gpus: Iterable[nvml.Gpu]) -> None:
+        for gpu in gpus:
             self._run([self._program(SMI), "-i", gpu.uuid, "-c", mode], "")
 
     def _run(self, command: list[str], text: str) -> str:
@@ -256,14 +266,17 @@ class Daemons:
             self._end(resource)
 
     def _daemon(self, resource: str, gpus: Sequence[nvml.Gpu], clients: int) -> Daemon:
+        check(gpus, clients, self._root)
         uuids = frozenset(gpu.uuid for gpu in gpus)
         known = self._running.get(resource)
-        if known is None or known[0] != uuids:
-            check(gpus, clients, self._root)
-            self._end(resource)
-            known = uuids, Daemon(resource, gpus, clients, self._root, self._host, path=self._path, timeout=self._timeout)
-            self._running[resource] = known
-        return known[1]
+        if known is None:
+            daemon = Daemon(resource, gpus, clients, self._root, self._host, path=self._path, timeout=self._timeout)
+        else:
+            daemon = known[1]
+            if known[0] != uuids:
+                daemon.serve(gpus)
+        self._running[resource] = uuids, daemon
+        return daemon
 
     def _end(self, resource: str) -> None:
         if known := self._running.pop(resource, None):

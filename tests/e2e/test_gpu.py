@@ -159,7 +159,8 @@ def test_a_hundred_pods_in_a_row_beside_a_lost_gpu(node: Node, dgx: Machine) -> 
         path.with_name(f".{path.name}").rename(path)
 
         def held(name: str = f"{pod.name}-{node.name}") -> list[str]:
-            failed = [p for p in json.loads(node.get("pods")).get("items") or [] if p["metadata"]["name"] == name and p["status"]["phase"] == "Failed"]
+            pods = json.loads(node.get("pods")).get("items") or []
+            failed = [p for p in pods if p["metadata"]["name"] == name and p["status"]["phase"] == "Failed"]
             assert not failed, failed[0]["status"].get("message")
             return sorted(node.pod_resources.list().get(name, {}).get("main", {}).get(GPU, {}))
 

@@ -212,7 +212,12 @@ def test_preference_for_more_than_four_mebibytes_of_ids(kubelet: Kubelet) -> Non
 
 
 def test_devices_of_one_unit_are_spread_or_packed_as_configured(kubelet: Kubelet) -> None:
-    devices = [Device(f"{unit}{n}", unit=unit, resource=f"vendor.example/{kind}") for kind in ("s", "p") for unit in (f"x{kind}", f"y{kind}") for n in range(4)]
+    devices = [
+        Device(f"{unit}{n}", unit=unit, resource=f"vendor.example/{kind}")
+        for kind in ("s", "p")
+        for unit in (f"x{kind}", f"y{kind}")
+        for n in range(4)
+    ]
     rules = {"vendor.example/s": ResourceSettings(policy="spread"), "vendor.example/p": ResourceSettings(policy="pack")}
     with serving(kubelet, Rack(*devices), resources=rules):
         for name, units in (("vendor.example/s", 2), ("vendor.example/p", 1)):

@@ -54,9 +54,7 @@ def test_options_follow_from_what_a_plugin_overrides(kubelet: Kubelet, prepares:
     hooks = {"prepare": lambda _self, _devices: None} if prepares else {}
     with serving(kubelet, Rack("a", **hooks)):
         kubelet.wait_for(RESOURCE, healthy=1)
-        assert plugin_calls.options(kubelet, RESOURCE) == pb.DevicePluginOptions(
-            pre_start_required=prepares, get_preferred_allocation_available=True
-        )
+        assert plugin_calls.options(kubelet, RESOURCE) == pb.DevicePluginOptions(pre_start_required=prepares, get_preferred_allocation_available=True)
 
 
 def test_slow_dial_back_is_waited_for(kubelet: Kubelet) -> None:

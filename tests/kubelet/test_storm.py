@@ -55,7 +55,11 @@ class Storm(RuleBasedStateMachine):
 
     @rule(same_inode=st.booleans())
     def restart(self, same_inode: bool) -> None:
-        self.kubelet.restart(same_inode=same_inode and os.path.exists(self.kubelet.socket)) if self.kubelet.running else self.kubelet.start()
+        if self.kubelet.running and os.path.exists(self.kubelet.socket):
+            self.kubelet.restart(same_inode=same_inode)
+        else:
+            self.kubelet.stop()
+            self.kubelet.start()
         self.look_at_pods()
 
     @precondition(lambda self: self.kubelet.running)
@@ -158,14 +162,21 @@ class Storm(RuleBasedStateMachine):
     def no_registration_beside_a_stream(self) -> None:
         assert not any(self.streams), self.kubelet.events.last(30)
 
+    def settled(self) -> bool:
+        kinds = [event.kind for event in self.kubelet.events if event.resource == RESOURCE and event.kind in ("stream opened", "list")]
+        return self.kubelet.streams(RESOURCE) == 1 and kinds[-1:] == ["list"] and self.kubelet.healthy(RESOURCE) == self.well
+
+    def describe(self) -> str:
+        return f"{self.kubelet.describe()}\n{service_of(self.daemon).registrar.standing()}"
+
     @precondition(lambda self: self.kubelet.running)
     @rule()
     def settle(self) -> None:
         if not self.kubelet.running or not os.path.exists(self.kubelet.socket):
             self.restart(False)
         kubelet = self.kubelet
-        settled = f"one stream and the healthy devices {sorted(self.well)}"
-        kubelet.wait_until(lambda: kubelet.streams(RESOURCE) == 1 and kubelet.healthy(RESOURCE) == self.well, settled, timeout=5.0)
+        wanted = f"one stream and the healthy devices {sorted(self.well)}"
+        kubelet.wait_until(self.settled, wanted, timeout=5.0, state=self.describe)
         assert kubelet.allocatable(RESOURCE) == len(self.well)
         free = self.well - {device for pod in self.pods for device in kubelet.held(pod)}
         if free:

@@ -112,6 +112,6 @@ def test_an_answer_has_what_is_required_and_nothing_that_is_not_free(
         used = Counter(d.unit for d in chosen)
         total = Counter(d.unit for d in available)
         needed = Counter(d.unit for d in required)
-        for unit, count in used.items():
-            if count > max(1, needed[unit]):
+        for name, times in used.items():
+            if times > max(1, needed[name]):
                 assert all(used[other] > 0 for other in total), "no GPU twice while there is another"

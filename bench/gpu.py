@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU plugin beside NVIDIA's own, both on the simulated NVML and asked by one client with the kubelet's gRPC library.
+
+NVIDIA's plugin is built from its Go module. Its directory for sockets cannot be configured, so it runs in a mount namespace of its own, which takes
+root; ours runs in one as well then, so that both pay for it. Without it, its columns are left out and a line says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.core import build_client, daemon, lifecycle, node, wait_for_socket, write
+from bench.report import ms, table
+from deviceplugin.testing import nvml as sim
+
+MODULE, VERSION = "github.com/NVIDIA/k8s-device-plugin", "v0.19.0"
+OURS, PEER = "deviceplugin", f"NVIDIA's {VERSION}"
+LIVES = 7
+LIMIT = 5
+"""Seconds for one call, and for all calls of one server about one question. The peer's search among 16 GPUs may take hours."""
+
+XID = 79
+
+# $1 is the directory for sockets, $2 that of the simulated library, $3 a log, and the rest is the plugin.
+_ENTER = """
+mount -t tmpfs none /var/lib
+mkdir -p /var/lib/kubelet/device-plugins
+mount --bind "$1" /var/lib/kubelet/device-plugins
+library=$2 log=$3
+shift 3
+exec env LD_LIBRARY_PATH="$library" "$@" 2>"$log"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """NVIDIA's plugin, or why there is none."""
+
+    program: str = ""
+    missing: str = ""
+
+
+def build_peer() -> Peer:
+    out = Path(f"build/nvidia-device-plugin-{VERSION}").absolute()
+    if os.geteuid() != 0:
+        return Peer(missing="it needs root: the directory for its sockets cannot be configured, and takes a mount namespace")
+    if (missing := [tool for tool in ("go", "unshare") if shutil.which(tool) is None]) and not (out.exists() and missing == ["go"]):
+        return Peer(missing=f"{' and '.join(missing)} is missing")
+    if out.exists():
+        return Peer(str(out))
+    with tempfile.TemporaryDirectory() as folder:
+        got = subprocess.run(["go", "mod", "download", "-json", f"{MODULE}@{VERSION}"], cwd=folder, capture_output=True, text=True)
+        if got.returncode:
+            return Peer(missing=f"its module cannot be had: {json.loads(got.stdout)['Error'] if got.stdout else got.stderr.strip()}")
+        source = Path(folder, "source")
+        shutil.copytree(json.loads(got.stdout)["Dir"], source, copy_function=shutil.copyfile)
+        source.chmod(0o755)
+        build = ["go", "build", "-mod=mod", "-o", str(out), "./cmd/nvidia-device-plugin"]  # its go.sum is for its vendor folder, which modules lack
+        made = subprocess.run(build, cwd=source, env={**os.environ, "CGO_ENABLED": "1"}, capture_output=True, text=True)
+        if made.returncode:
+            return Peer(missing=f"it does not build: {made.stderr.strip().splitlines()[-1]}")
+    return Peer(str(out))
+
+
+def argv(name: str, peer: Peer, root: str, strategy: Sequence[str] = ("envvar",)) -> list[str]:
+    """The command that runs a plugin on the machine in ``root``. By default both tell the runtime in the way that is the peer's default."""
+    library = os.path.join(root, "nvml")
+    if name == PEER:
+        plugin = [peer.program]
+    else:
+        injection = {"deviceListStrategy": list(strategy), "devRoot": root}
+        gpu = {"plugin": "gpu", "config": {"library": f"{library}/{sim.SONAME}", "injection": injection}}
+        plugin = daemon(root, "--config", write(root, json.dumps({"version": "v1", "plugins": [gpu]})))
+    if not peer.program:
+        return plugin
+    sockets = os.path.join(root, "var/lib/kubelet/device-plugins")
+    return ["unshare", "-m", "--propagation", "private", "sh", "-ec", _ENTER, "sh", sockets, library, f"build/bench-{name.split()[0]}.log", *plugin]
+
+
+@contextlib.contextmanager
+def machine(scenario: sim.Scenario) -> Iterator[str]:
+    with node() as root:
+        scenario.install(Path(root, "nvml"))
+        sim.write_host(scenario, root)
+        yield root
+
+
+def faults(scenario: sim.Scenario, root: str) -> list[str]:
+    """Scenario files in which one GPU more has had an XID: put in place, each tells of one."""
+    Path(root, "faults").mkdir()
+    paths = []
+    for gpu in range(len(scenario.gpus)):
+        scenario.inject_xid(gpu, XID)
+        shutil.copy2(Path(root, "nvml/scenario"), path := Path(root, f"faults/{gpu}"))
+        paths.append(str(path))
+    return paths
+
+
+def life(client: str, name: str, peer: Peer) -> dict[str, Any]:
+    """One process: how long it takes to start, to tell of the XIDs of eight GPUs, and the memory it then has."""
+    scenario = sim.dgx_h100()
+    with machine(scenario) as root:
+        paths = faults(scenario, root)
+        scenario = sim.dgx_h100()
+        change = str(scenario.write(Path(root, "nvml/scenario")))
+        return lifecycle(client, ["-change", change, "-to", ",".join(paths)], argv(name, peer, root), root)
+
+
+def lives(client: str, names: Sequence[str], peer: Peer) -> list[list[object]]:
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(LIVES):
+        for name in names:
+            runs[name].append(life(client, name, peer))
+
+    def row(what: str, read: Callable[[dict[str, Any]], Sequence[float]]) -> list[object]:
+        return beside(what, {name: summary([value for run in runs[name] for value in read(run)]) for name in names}, names)
+
+    events = LIVES * len(sim.dgx_h100().gpus)
+    return [
+        row(f"process start to Register, {LIVES} times, ms", lambda run: [run["start_to_register_ms"]]),
+        row(f"process start to first list received, {LIVES} times, ms", lambda run: [run["start_to_list_ms"]]),
+        row(f"XID to the kubelet's receipt of the list, {events} GPUs, ms", lambda run: run["changes_ms"]),
+        row(f"RSS, {LIVES} processes, MiB", lambda run: [run["memory"]["VmRSS_MiB"]]),
+    ]
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {"n": len(ordered), "p50_ms": statistics.median(ordered), "p99_ms": ordered[int((len(ordered) - 1) * 0.99 + 0.5)]}
+
+
+def beside(what: str, found: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> list[object]:
+    """One row: each server's median and 99th percentile, then ours in terms of the peer's."""
+    cells: list[object] = [what]
+    for name in names:
+        cut = found[name].get("cut_ms")
+        cells += [f"> {cut / 1e3:g} s", ""] if cut else [ms(found[name]["p50_ms"]), ms(found[name]["p99_ms"])]
+    if len(names) == 2:
+        ours, theirs = (found[name].get("cut_ms") or found[name]["p50_ms"] for name in names)
+        cells.append(f"{'< ' if found[names[1]].get('cut_ms') else ''}{ours / theirs:.2g}")
+    return cells
+
+
+def header(what: str, names: Sequence[str]) -> list[str]:
+    titles = [what, *itertools.chain.from_iterable((f"{name}: p50", "p99") for name in names)]
+    return [*titles, "ours / theirs"] if len(names) == 2 else titles
+
+
+@contextlib.contextmanager
+def serving(client: str, servers: Mapping[str, Sequence[str]], peer: Peer, scenario: Callable[[], sim.Scenario]) -> Iterator[dict[str, str]]:
+    """Plugins by name, each on a machine of its own and registered: their sockets. The values say how ours tells the runtime."""
+    with contextlib.ExitStack() as stack:
+        sockets = {}
+        for name, strategy in servers.items():
+            root = stack.enter_context(machine(scenario()))
+            directory = os.path.join(root, "var/lib/kubelet/device-plugins")
+            with contextlib.suppress(FileExistsError, PermissionError):
+                os.mkdir(os.path.join(root, "dev"))
+                for path, minor in [("nvidiactl", 255), *((f"nvidia{n}", n) for n in range(16))]:
+                    os.mknod(os.path.join(root, "dev", path), 0o20666, os.makedev(195, minor))
+            for command in ([client, "registrar", "-dir", directory], argv(name, peer, root, strategy)):
+                process = subprocess.Popen(command)
+                stack.callback(process.wait)
+                stack.callback(process.kill if name == PEER else process.terminate)
+                wait_for_socket(os.path.join(directory, "kubelet.sock"))
+            sockets[name] = wait_for_socket(os.path.join(directory, "nvidia-gpu.sock" if name == PEER else "nvidia.com_gpu-*.sock"))
+        time.sleep(1)  # what a plugin does after its start is not what is measured
+        yield sockets
+
+
+def calls(client: str, sockets: Mapping[str, str], ids: Sequence[str], *arguments: str) -> dict[str, dict[str, float]]:
+    pairs = [f"{name}={path}#{','.join(ids)}" for name, path in sockets.items()]
+    done = subprocess.run([client, "calls", *arguments, *pairs], check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+    return found
+
+
+def allocate(client: str, names: Sequence[str], peer: Peer) -> list[list[object]]:
+    found = {}
+    with serving(client, dict.fromkeys(names, ("envvar",)), peer, sim.dgx_h100) as sockets:
+        for count in (1, 8):
+            ids = [gpu.uuid for gpu in sim.dgx_h100().gpus[:count]]
+            found[count] = calls(client, sockets, ids, "-n", "300", "-rounds", "6")
+    return [beside(f"Allocate, {count} GPU{'s' * (count > 1)}, environment variable, ms", figures, names) for count, figures in found.items()]
+
+
+def preferred(client: str, names: Sequence[str], peer: Peer) -> list[list[object]]:
+    rows = []
+    for what, scenario in EIGHT.items():
+        ids = [gpu.uuid for gpu in scenario().gpus]
+        with serving(client, dict.fromkeys(names, ("envvar",)), peer, scenario) as sockets:
+            for size in (1, 2, 4, 8):
+                found = calls(client, sockets, ids, "-size", str(size), "-n", "100", "-rounds", "10", "-limit", f"{LIMIT}s")
+                rows.append(beside(f"{what}, {size} of 8", found, names))
+    return rows
+
+
+def preferred_of_sixteen(client: str, names: Sequence[str], peer: Peer) -> list[list[object]]:
+    rows = []
+    for what, scenario in SIXTEEN.items():
+        ids = [gpu.uuid for gpu in scenario().gpus]
+        for size in (2, 3, 4, 8):
+            limits = ["-size", str(size), "-limit", f"{LIMIT}s", "-budget", f"{LIMIT}s", "-n", "200", "-rounds", "5"]
+            found = {}
+            # One after the other: the peer computes on after its caller has given up.
+            for name in names:
+                with serving(client, {name: ("envvar",)}, peer, scenario) as sockets:
+                    found |= calls(client, sockets, ids, *limits)
+            rows.append([*beside(f"{what}, {size} of 16", found, names), *(found[name]["n"] for name in names[1:])])
+    return rows
+
+
+def linked(pairs: Mapping[tuple[int, int], int]) -> sim.Scenario:
+    """Sixteen GPUs with so many direct NVLinks between two."""
+    plain = sim.dgx2_v100().gpus
+    links: list[sim.Link] = []
+    for (a, b), count in pairs.items():
+        for _ in range(count):
+            links += [sim.Link(gpu=x, link=sum(link.gpu == x for link in links), remote=plain[y].pci) for x, y in ((a, b), (b, a))]
+    return sim.Scenario([replace(gpu, links=sum(link.gpu == n for link in links)) for n, gpu in enumerate(plain)], links=links)
+
+
+def cube_meshes() -> sim.Scenario:
+    """Two hybrid cube meshes side by side."""
+    one = sim.dgx1_v100()
+    index = {gpu.pci: n for n, gpu in enumerate(one.gpus)}
+    pairs: dict[tuple[int, int], int] = {}
+    for link in one.links:
+        if (other := index[link.remote]) > link.gpu:
+            for base in (0, 8):
+                pair = (base + link.gpu, base + other)
+                pairs[pair] = pairs.get(pair, 0) + 1
+    return linked(pairs)
+
+
+def fully_linked() -> sim.Scenario:
+    return linked(dict.fromkeys(itertools.combinations(range(16), 2), 1))
+
+
+EIGHT = {"V100, cube mesh": sim.dgx1_v100, "H100, NVSwitch": sim.dgx_h100}
+SIXTEEN = {"V100, NVSwitch": sim.dgx2_v100, "a link for each pair": fully_linked, "two cube meshes": cube_meshes}
+
+
+def report() -> str:
+    client, peer = build_client(), build_peer()
+    names = (OURS, PEER) if peer.program else (OURS,)
+    tables = [
+        table("GetPreferredAllocation among 8 free GPUs, ms", header("machine, size", names), preferred(client, names, peer)),
+        table(
+            "GetPreferredAllocation among 16 free GPUs, ms",
+            [*header("machine, size", names), *("their calls" for _ in names[1:])],
+            preferred_of_sixteen(client, names, peer),
+        ),
+        table("A node with 8 x H100", header("what", names), [*lives(client, names, peer), *allocate(client, names, peer)]),
+    ]
+    if peer.missing:
+        tables.append(f"\nWithout NVIDIA's plugin: {peer.missing}.")
+    return "\n".join(tables)
+
+
+if __name__ == "__main__":
+    print(report())
