@@ -14,6 +14,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,25 +98,17 @@ def machine(scenario: sim.Scenario) -> Iterator[str]:
         yield root
 
 
-def faults(scenario: sim.Scenario, root: str) -> list[str]:
-    """Scenario files in which one GPU more has had an XID: put in place, each tells of one."""
-    Path(root, "faults").mkdir()
-    paths = []
-    for gpu in range(len(scenario.gpus)):
-        scenario.inject_xid(gpu, XID)
-        shutil.copy2(Path(root, "nvml/scenario"), path := Path(root, f"faults/{gpu}"))
-        paths.append(str(path))
-    return paths
-
-
 def life(client: str, name: str, peer: Peer) -> dict[str, Any]:
-    """One process: how long it takes to start, to tell of the XIDs of eight GPUs, and the memory it then has."""
-    scenario = sim.dgx_h100()
-    with machine(scenario) as root:
-        paths = faults(scenario, root)
-        scenario = sim.dgx_h100()
-        change = str(scenario.write(Path(root, "nvml/scenario")))
-        return lifecycle(client, ["-change", change, "-to", ",".join(paths)], argv(name, peer, root), root)
+    """One process: how long it takes to start and to tell of the XIDs of eight GPUs, one after the other, and the memory it then has."""
+    told = sim.dgx_h100()
+    with machine(sim.dgx_h100()) as root:
+        files = []
+        for gpu in range(len(told.gpus)):
+            told.inject_xid(gpu, XID)
+            files.append(file := Path(root, f"scenario-{gpu}"))
+            file.write_text(told.text(), encoding="utf-8")
+        change = ["-change", os.path.join(root, "nvml/scenario"), "-to", ",".join(map(str, files))]
+        return lifecycle(client, change, argv(name, peer, root), root)
 
 
 def lives(client: str, names: Sequence[str], peer: Peer) -> list[list[object]]:
@@ -170,7 +163,7 @@ def serving(client: str, servers: Mapping[str, Sequence[str]], peer: Peer, scena
                 os.mkdir(os.path.join(root, "dev"))
                 for path, minor in [("nvidiactl", 255), *((f"nvidia{n}", n) for n in range(16))]:
                     os.mknod(os.path.join(root, "dev", path), 0o20666, os.makedev(195, minor))
-            for command in ([client, "registrar", "-dir", directory], argv(name, peer, root, strategy)):
+            for command in ([sys.executable, "-m", "bench.registrar", directory], argv(name, peer, root, strategy)):
                 process = subprocess.Popen(command)
                 stack.callback(process.wait)
                 stack.callback(process.kill if name == PEER else process.terminate)

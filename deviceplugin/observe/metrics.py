@@ -78,8 +78,8 @@ class DaemonCollector(Collector):
         daemon = self._daemon
         checks = readiness(daemon)
         yield _gauge("build_info", "Version of the program, as a label.", ("version",), [((deviceplugin.__version__,), 1)])
-        yield _gauge("ready", "Whether everything is as it should be (/readyz says what is not).", (), [((), all(one.ok for one in checks))])
-        yield _gauge("config_error", "Whether the configuration file was wrong when it was last read again.", (), [((), bool(daemon.config_error))])
+        yield _gauge("ready", "Whether everything is as it should be (/readyz says what is not).", (), [((), int(all(one.ok for one in checks)))])
+        yield _gauge("config_error", "Whether the configuration file was wrong when it was last read again.", (), [((), int(bool(daemon.config_error)))])
         holdings = daemon.podresources.holdings.get()
         if holdings.taken_at:
             said_at = time.time() - (time.monotonic() - holdings.taken_at)
@@ -89,8 +89,8 @@ class DaemonCollector(Collector):
         role, serving, streams, lag, generation, devices, causes = [], [], [], [], [], [], []
         for name, service in sorted(self._daemon.services.items()):
             standing, snapshot = service.registrar.standing(), service.cell.get()
-            role += [((name, one.value), service.role is one) for one in Role]
-            serving.append(((name,), service.role is Role.ACTIVE and standing.phase is Phase.SERVING))
+            role += [((name, one.value), int(service.role is one)) for one in Role]
+            serving.append(((name,), int(service.role is Role.ACTIVE and standing.phase is Phase.SERVING)))
             streams.append(((name,), standing.streams))
             lag.append(((name,), standing.lag))
             generation.append(((name,), snapshot.generation))

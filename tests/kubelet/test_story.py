@@ -13,7 +13,6 @@ from deviceplugin.config import PluginSettings, Settings
 from deviceplugin.daemon import Daemon, make_plan
 from deviceplugin.kubelet.paths import Paths
 from deviceplugin.testing import Container, Kubelet, Pod
-from tests.scenario.plugin import Folder
 from tests.scenario.story import EXPECTED, RESOURCE, Ask, Stage, Story
 
 
