@@ -8,7 +8,7 @@ import sys
 
 from bench.report import machine
 
-SECTIONS = ("core", "native", "linkset", "nvml")
+SECTIONS = ("core", "native", "linkset", "nvml", "gpu")
 
 
 def main() -> None:

@@ -54,34 +54,34 @@ class Peer:
 
 
 def build_peer() -> Peer:
+    """NVIDIA's plugin, built into build/ once."""
     out = Path(f"build/nvidia-device-plugin-{VERSION}").absolute()
     if os.geteuid() != 0:
         return Peer(missing="it needs root: the directory for its sockets cannot be configured, and takes a mount namespace")
-    if (missing := [tool for tool in ("go", "unshare") if shutil.which(tool) is None]) and not (out.exists() and missing == ["go"]):
-        return Peer(missing=f"{' and '.join(missing)} is missing")
     if out.exists():
         return Peer(str(out))
     with tempfile.TemporaryDirectory() as folder:
-        got = subprocess.run(["go", "mod", "download", "-json", f"{MODULE}@{VERSION}"], cwd=folder, capture_output=True, text=True)
+        download = ["go", "mod", "download", "-json", f"{MODULE}@{VERSION}"]
+        got = subprocess.run(download, cwd=folder, check=False, capture_output=True, text=True)
         if got.returncode:
-            return Peer(missing=f"its module cannot be had: {json.loads(got.stdout)['Error'] if got.stdout else got.stderr.strip()}")
+            told: dict[str, str] = json.loads(got.stdout or "{}")
+            return Peer(missing=f"its module cannot be had: {told.get('Error') or got.stderr.strip()}")
         source = Path(folder, "source")
         shutil.copytree(json.loads(got.stdout)["Dir"], source, copy_function=shutil.copyfile)
-        source.chmod(0o755)
-        build = ["go", "build", "-mod=mod", "-o", str(out), "./cmd/nvidia-device-plugin"]  # its go.sum is for its vendor folder, which modules lack
-        made = subprocess.run(build, cwd=source, env={**os.environ, "CGO_ENABLED": "1"}, capture_output=True, text=True)
+        build = ["go", "build", "-mod=mod", "-o", str(out), "./cmd/nvidia-device-plugin"]  # it is made to be built from a vendor folder
+        made = subprocess.run(build, cwd=source, check=False, env={**os.environ, "CGO_ENABLED": "1"}, capture_output=True, text=True)
         if made.returncode:
-            return Peer(missing=f"it does not build: {made.stderr.strip().splitlines()[-1]}")
+            return Peer(missing=f"it does not build: {made.stderr.strip()}")
     return Peer(str(out))
 
 
-def argv(name: str, peer: Peer, root: str, strategy: Sequence[str] = ("envvar",)) -> list[str]:
-    """The command that runs a plugin on the machine in ``root``. By default both tell the runtime in the way that is the peer's default."""
+def argv(name: str, peer: Peer, root: str, device_files: bool = False) -> list[str]:
+    """The command that runs a plugin on the machine in ``root``. A container gets an environment variable, the peer's default, or device files too."""
     library = os.path.join(root, "nvml")
     if name == PEER:
-        plugin = [peer.program]
+        plugin = [peer.program, f"--pass-device-specs={str(device_files).lower()}"]
     else:
-        injection = {"deviceListStrategy": list(strategy), "devRoot": root}
+        injection = {"deviceListStrategy": ["envvar", *["device-specs"] * device_files], "devRoot": root}
         gpu = {"plugin": "gpu", "config": {"library": f"{library}/{sim.SONAME}", "injection": injection}}
         plugin = daemon(root, "--config", write(root, json.dumps({"version": "v1", "plugins": [gpu]})))
     if not peer.program:
@@ -95,6 +95,9 @@ def machine(scenario: sim.Scenario) -> Iterator[str]:
     with node() as root:
         scenario.install(Path(root, "nvml"))
         sim.write_host(scenario, root)
+        Path(root, "dev").mkdir()
+        for name in ("nvidiactl", *(f"nvidia{gpu.minor}" for gpu in scenario.gpus)):
+            Path(root, "dev", name).touch()
         yield root
 
 
@@ -152,23 +155,21 @@ def header(what: str, names: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def serving(client: str, servers: Mapping[str, Sequence[str]], peer: Peer, scenario: Callable[[], sim.Scenario]) -> Iterator[dict[str, str]]:
-    """Plugins by name, each on a machine of its own and registered: their sockets. The values say how ours tells the runtime."""
+def serving(names: Sequence[str], peer: Peer, scenario: Callable[[], sim.Scenario], device_files: bool = False) -> Iterator[dict[str, str]]:
+    """Plugins by name, each on a machine of its own and registered: their sockets."""
     with contextlib.ExitStack() as stack:
         sockets = {}
-        for name, strategy in servers.items():
+        for name in names:
             root = stack.enter_context(machine(scenario()))
             directory = os.path.join(root, "var/lib/kubelet/device-plugins")
-            with contextlib.suppress(FileExistsError, PermissionError):
-                os.mkdir(os.path.join(root, "dev"))
-                for path, minor in [("nvidiactl", 255), *((f"nvidia{n}", n) for n in range(16))]:
-                    os.mknod(os.path.join(root, "dev", path), 0o20666, os.makedev(195, minor))
-            for command in ([sys.executable, "-m", "bench.registrar", directory], argv(name, peer, root, strategy)):
+            for command, socket in (
+                ([sys.executable, "-m", "bench.registrar", directory], "kubelet.sock"),
+                (argv(name, peer, root, device_files), "nvidia-gpu.sock" if name == PEER else "nvidia.com_gpu-*.sock"),
+            ):
                 process = subprocess.Popen(command)
                 stack.callback(process.wait)
-                stack.callback(process.kill if name == PEER else process.terminate)
-                wait_for_socket(os.path.join(directory, "kubelet.sock"))
-            sockets[name] = wait_for_socket(os.path.join(directory, "nvidia-gpu.sock" if name == PEER else "nvidia.com_gpu-*.sock"))
+                stack.callback(process.terminate)
+                sockets[name] = wait_for_socket(os.path.join(directory, socket))
         time.sleep(1)  # what a plugin does after its start is not what is measured
         yield sockets
 
@@ -181,19 +182,20 @@ def calls(client: str, sockets: Mapping[str, str], ids: Sequence[str], *argument
 
 
 def allocate(client: str, names: Sequence[str], peer: Peer) -> list[list[object]]:
-    found = {}
-    with serving(client, dict.fromkeys(names, ("envvar",)), peer, sim.dgx_h100) as sockets:
-        for count in (1, 8):
-            ids = [gpu.uuid for gpu in sim.dgx_h100().gpus[:count]]
-            found[count] = calls(client, sockets, ids, "-n", "300", "-rounds", "6")
-    return [beside(f"Allocate, {count} GPU{'s' * (count > 1)}, environment variable, ms", figures, names) for count, figures in found.items()]
+    rows = []
+    for what, device_files in {"environment variable": False, "variable and device files": True}.items():
+        with serving(names, peer, sim.dgx_h100, device_files) as sockets:
+            for count in (1, 8):
+                found = calls(client, sockets, [gpu.uuid for gpu in sim.dgx_h100().gpus[:count]], "-n", "300", "-rounds", "6")
+                rows.append(beside(f"Allocate, {count} GPU{'s' * (count > 1)}, {what}, ms", found, names))
+    return rows
 
 
 def preferred(client: str, names: Sequence[str], peer: Peer) -> list[list[object]]:
     rows = []
     for what, scenario in EIGHT.items():
         ids = [gpu.uuid for gpu in scenario().gpus]
-        with serving(client, dict.fromkeys(names, ("envvar",)), peer, scenario) as sockets:
+        with serving(names, peer, scenario) as sockets:
             for size in (1, 2, 4, 8):
                 found = calls(client, sockets, ids, "-size", str(size), "-n", "100", "-rounds", "10", "-limit", f"{LIMIT}s")
                 rows.append(beside(f"{what}, {size} of 8", found, names))
@@ -206,10 +208,10 @@ def preferred_of_sixteen(client: str, names: Sequence[str], peer: Peer) -> list[
         ids = [gpu.uuid for gpu in scenario().gpus]
         for size in (2, 3, 4, 8):
             limits = ["-size", str(size), "-limit", f"{LIMIT}s", "-budget", f"{LIMIT}s", "-n", "200", "-rounds", "5"]
-            found = {}
+            found: dict[str, dict[str, float]] = {}
             # One after the other: the peer computes on after its caller has given up.
             for name in names:
-                with serving(client, {name: ("envvar",)}, peer, scenario) as sockets:
+                with serving([name], peer, scenario) as sockets:
                     found |= calls(client, sockets, ids, *limits)
             rows.append([*beside(f"{what}, {size} of 16", found, names), *(found[name]["n"] for name in names[1:])])
     return rows

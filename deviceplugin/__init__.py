@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deviceplugin.model import Device, DeviceNode, Edits, Health, Host, Mount, Recovery, Rule, Skipped
+from deviceplugin.model import Device, DeviceNode, Edits, Health, Host, Mount, Recovery, Rule, Sharing, Skipped
 from deviceplugin.plugin import Plugin
 
 if TYPE_CHECKING:
     from deviceplugin.plugin import Plugin as _Plugin
 
-__all__ = ["Device", "DeviceNode", "Edits", "Health", "Host", "Mount", "Plugin", "Recovery", "Rule", "Skipped", "run"]
+__all__ = ["Device", "DeviceNode", "Edits", "Health", "Host", "Mount", "Plugin", "Recovery", "Rule", "Sharing", "Skipped", "run"]
 
 __version__ = "0.1.0"
 

@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_output(check)
 
     demo = commands.add_parser("demo", help="watch simulated devices being served, broken and repaired (no root, no cluster)", allow_abbrev=False)
+    demo.add_argument("--machine", choices=("gpus", "cameras"), default="gpus", help="a node with 8 GPUs (the default), or one with 4 USB cameras")
     demo.add_argument("--log", action="store_true", help="show the daemon's own log too")
 
     convert = commands.add_parser("convert", help="turn another plugin's configuration into ours, and say what was left out", allow_abbrev=False)
@@ -225,7 +226,7 @@ def _write_json(encoded: bytes) -> None:
 def _demo(args: argparse.Namespace) -> int:
     from deviceplugin import demo
 
-    return demo.main(show_log=args.log)
+    return demo.main(machine=demo.MACHINES[args.machine](), show_log=args.log)
 
 
 def _convert(args: argparse.Namespace) -> int:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from deviceplugin.config import ConfigError, PluginSettings, ResourceSettings, Settings, advertised_name, load_class, plugin_config
 from deviceplugin.health import HealthBook
 from deviceplugin.hooks import Hooks
-from deviceplugin.inventory import GONE, Inventory, Sharing, Snapshot, Transition
+from deviceplugin.inventory import GONE, Inventory, Snapshot, Transition
 from deviceplugin.kubelet.paths import Paths
 from deviceplugin.kubelet.podresources import PodResources
 from deviceplugin.kubelet.watch import DirectoryWatch
-from deviceplugin.model import Health, Host
+from deviceplugin.model import Health, Host, Sharing
 from deviceplugin.plugin import Plugin
 from deviceplugin.scanner import Scanner
 from deviceplugin.service import Service
@@ -158,11 +158,12 @@ class Daemon:
 
     def _scanner(self, plan: PluginPlan) -> Scanner:
         settings = plan.settings
+        plan.plugin.sharing = sharing_of(self.plan.settings.resources)
         book = HealthBook({**plan.plugin.recovery, **settings.health.rules()}, settings.health.damping(), _boot_id(self.host))
         inventory = Inventory(
             settings.label,
             book=book,
-            sharing=sharing_of(self.plan.settings.resources),
+            sharing=plan.plugin.sharing,
             tombstone_limit=self.plan.settings.tombstone_limit,
             clock=time.monotonic,
         )

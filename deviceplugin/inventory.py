@@ -18,7 +18,7 @@ from deviceplugin.allocation import Table
 from deviceplugin.checks import MAX_MESSAGE_BYTES, device_errors, device_warnings, resource_name_error
 from deviceplugin.health import HealthBook, Sighting
 from deviceplugin.hooks import Hooks
-from deviceplugin.model import Device, Health, Skipped
+from deviceplugin.model import Device, Health, Sharing, Skipped
 
 GONE = "gone"
 """The cause of a device that vanished while a container may hold it."""
@@ -28,15 +28,6 @@ BACK = "back again"
 
 REPLICA = "::"
 """Stands between a device's id and the number of its replica."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sharing:
-    """How one resource is shared out. ``replicas`` slots per device, under ``rename`` if set; a container may be held to one slot."""
-
-    replicas: int = 1
-    rename: str = ""
-    fail_requests_greater_than_one: bool = False
 
 
 class Row(NamedTuple):

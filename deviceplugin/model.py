@@ -174,6 +174,15 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Sharing:
+    """How one resource is shared out. ``replicas`` slots per device, under ``rename`` if set; a container may be held to one slot."""
+
+    replicas: int = 1
+    rename: str = ""
+    fail_requests_greater_than_one: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """Something that a probe saw and does not advertise, and why. A plugin yields it beside its devices; it is shown, never listed."""
 

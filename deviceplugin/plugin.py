@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from deviceplugin.model import Device, Edits, Host, Rule, Skipped
+from deviceplugin.model import Device, Edits, Host, Rule, Sharing, Skipped
 
 
 class Plugin:
@@ -40,6 +40,10 @@ class Plugin:
 
     interval: float = 30.0
     """Seconds between two looks at the hardware when nothing calls for one sooner. Plugins that override :meth:`watch` keep it as a safety net."""
+
+    sharing: Mapping[str, Sharing] = MappingProxyType({})
+    """How the configuration shares resources out, by the name that the plugin gives each: for what must be told elsewhere, as labels are. The framework
+    sets it, before :meth:`start` and whenever it changes, and makes the shares."""
 
     def __init__(self, config: Any = None, host: Host | None = None) -> None:
         self.config = config

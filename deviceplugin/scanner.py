@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from deviceplugin.events import Scope
 from deviceplugin.hooks import HookFailed, Hooks
-from deviceplugin.inventory import Held, Inventory, Sharing, Transition
-from deviceplugin.model import Health
+from deviceplugin.inventory import Held, Inventory, Transition
+from deviceplugin.model import Health, Sharing
 from deviceplugin.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class Scanner:
 
     def share(self, sharing: Mapping[str, Sharing]) -> None:
         """Takes new sharing rules and applies them on the scanner's own thread."""
+        self.hooks.plugin.sharing = sharing
         self.inventory.share(sharing)
         self.wake()
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
-from deviceplugin.demo.machine import Cameras, Machine
+from deviceplugin.demo.cameras import Cameras
+from deviceplugin.demo.gpus import Gpus
+from deviceplugin.demo.machine import Machine
 from deviceplugin.demo.stage import Stage, StepFailed
-from deviceplugin.demo.story import STEPS
 from deviceplugin.observe.client import AskError
 from deviceplugin.observe.tables import Screen
 from deviceplugin.testing import CreateContainerConfigError, KubeletStopped, NotReached, SyncLoopBlocked
@@ -16,14 +18,18 @@ from deviceplugin.testing import CreateContainerConfigError, KubeletStopped, Not
 _NOT_AS_SAID = (StepFailed, NotReached, SyncLoopBlocked, KubeletStopped, CreateContainerConfigError, AskError, subprocess.TimeoutExpired, OSError)
 
 
+MACHINES: dict[str, Callable[[], Machine]] = {"gpus": Gpus, "cameras": Cameras}
+
+
 def main(*, machine: Machine | None = None, show_log: bool = False) -> int:
     """Plays every step on the given machine. 0 if each did what it says, else 1, with what went wrong and the daemon's last words."""
+    machine = machine or Gpus()
     screen = Screen(sys.stdout)
     screen.line("A Kubernetes node in miniature: simulated hardware, a kubelet that keeps to the real")
     screen.line("one's rules, and the real daemon. Every number below is measured while you watch.")
     try:
-        with Stage(screen, machine or Cameras(), show_log=show_log) as stage:
-            for number, (title, step) in enumerate(STEPS, 1):
+        with Stage(screen, machine, show_log=show_log) as stage:
+            for number, (title, step) in enumerate(machine.steps, 1):
                 stage.begin(number, title)
                 try:
                     step(stage)
@@ -32,7 +38,7 @@ def main(*, machine: Machine | None = None, show_log: bool = False) -> int:
                     return 1
                 stage.end()
             screen.line()
-            screen.line(f"All {len(STEPS)} steps did what they say, in {stage.seconds:.1f} s.", style="good")
+            screen.line(f"All {len(machine.steps)} steps did what they say, in {stage.seconds:.1f} s.", style="good")
             screen.line("Next, for your own hardware: deviceplugin check FILE, then deviceplugin run --config FILE")
     except (OSError, ValueError) as error:
         print(f"deviceplugin demo: cannot set the stage: {error}", file=sys.stderr)

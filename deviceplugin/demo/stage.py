@@ -82,8 +82,7 @@ class Stage:
             self.host = SimulatedHost(self.root)
             self.kubelet = Kubelet(self.root)
             self.config = os.path.join(self.root, "config.yaml")
-            with open(self.config, "w", encoding="utf-8") as file:
-                file.write(self.machine.config)
+            self.configuration = ""
         except BaseException:
             shutil.rmtree(self.root)
             raise
@@ -104,7 +103,7 @@ class Stage:
 
     def begin(self, number: int, title: str) -> None:
         self.screen.line()
-        self.screen.line(Cell(f"{number:2}. ", "dim"), Cell(title.format(noun=self.machine.noun, resource=self.resource), "bold"))
+        self.screen.line(Cell(f"{number:2}. ", "dim"), Cell(title, "bold"))
 
     def say(self, *parts: Cell | str) -> None:
         self.screen.line("    ", *parts)
@@ -137,6 +136,16 @@ class Stage:
             self._shown[daemon.log] = len(lines)
 
     # Acting
+
+    def furnish(self) -> None:
+        """Puts the hardware into the machine, and the daemon's configuration beside it."""
+        self.configuration = self.machine.build(self.host)
+        with open(self.config, "w", encoding="utf-8") as file:
+            file.write(self.configuration)
+
+    def active(self) -> Daemon:
+        """The daemon that has run for longest: the others stand by."""
+        return next(daemon for daemon in self.daemons if daemon.running)
 
     def start_daemon(self) -> Daemon:
         daemon = Daemon(self.root, self.config, os.path.join(self.root, f"daemon-{len(self.daemons) + 1}.log"))

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps, in order. Each says what it does, does it, waits for what should follow, and shows what did."""
+"""What happens on every machine. Each step says what it does, does it, waits for what should follow, and shows what did."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
-from collections.abc import Callable
 
-from deviceplugin.demo.stage import Stage
+from deviceplugin.demo.stage import Daemon, Stage
 from deviceplugin.observe import report
 from deviceplugin.observe.tables import Cell
 from deviceplugin.observe.words import count
@@ -16,11 +16,10 @@ from deviceplugin.testing import ContainerConfig, Pod
 
 
 def build(stage: Stage) -> None:
-    machine = stage.machine
-    machine.build(stage.host)
+    stage.furnish()
     stage.kubelet.start()
-    stage.say(f"{count(machine.count, machine.noun)} plugged in; the kubelet runs and knows of none of them. The whole configuration:")
-    for line in machine.config.splitlines():
+    stage.machine.show(stage)
+    for line in stage.configuration.splitlines():
         stage.screen.line("      ", line, style="dim")
 
 
@@ -33,20 +32,28 @@ def start(stage: Stage) -> None:
     stage.say(f"The node now offers {stage.kubelet.allocatable(stage.resource)} x {stage.resource}")
 
 
-def first_pod(stage: Stage) -> None:
-    _admit(stage, "viewer", 1)
+def admit(stage: Stage, name: str, number: int) -> ContainerConfig:
+    """A pod that is admitted, and what the runtime is told of its container."""
+    pod = Pod.requesting(stage.resource, number, name=name)
+    began = time.monotonic()
+    admission = stage.kubelet.admit(pod)
+    seconds = time.monotonic() - began
+    stage.expect(bool(admission), f"the pod was refused: {admission.message}")
+    stage.pods.append(pod)
+    held = sorted(stage.kubelet.held(pod))
+    stage.expect(len(held) == number, f"the pod holds {held}")
+    stage.say(f"Pod {name} has limits {{{stage.resource}: {number}}}. Admitted in ", stage.measured(seconds), "; its container gets:")
+    config = stage.kubelet.start_container(pod)
+    stage.expect(bool(config.devices), "the container got no device file")
+    return config
 
 
-def second_pod(stage: Stage) -> None:
-    _admit(stage, "recorder", 2)
-
-
-def refused_pod(stage: Stage) -> None:
-    pod = Pod.requesting(stage.resource, 2, name="greedy")
+def refuse(stage: Stage, name: str, number: int) -> None:
+    pod = Pod.requesting(stage.resource, number, name=name)
     free = stage.kubelet.allocatable(stage.resource) - len(stage.kubelet.allocated(stage.resource))
     admission = stage.kubelet.admit(pod)
-    stage.expect(not admission, f"the pod was admitted, though {free} of 2 devices were free")
-    stage.say(f"Pod greedy asks for 2 and {free} is free. The kubelet refuses it; its status says:")
+    stage.expect(not admission, f"the pod was admitted, though {free} of {number} devices were free")
+    stage.say(f"Pod {name} asks for {number}, and {free} {'is' if free == 1 else 'are'} free. The kubelet refuses it; its status says:")
     stage.quote(admission.message)
     stage.kubelet.delete_pod(pod)
 
@@ -63,65 +70,79 @@ def restart_kubelet(stage: Stage) -> None:
 
 
 def start_standby(stage: Stage) -> None:
-    began = time.monotonic()
-    standby = stage.start_daemon()
-    stage.until(lambda: stage.role_of(standby) == "standby", "the second daemon to be ready")
-    ready = time.monotonic() - began
-    active = stage.daemons[0]
-    stage.expect(stage.kubelet.streams(stage.resource) == 1, "the kubelet heard of both")
+    active = stage.active()
+    _, ready = _ready_standby(stage)
     stage.say(f"As a rolling update does. It has looked at the hardware, sees that pid {active.pid} serves,")
     stage.say("and is ready to take over ", stage.measured(ready), " after its process was started")
 
 
+def hand_over(stage: Stage) -> None:
+    """The active daemon is told to go."""
+    active, standby = stage.active(), stage.daemons[-1]
+    held = _held(stage)
+    mark = len(stage.kubelet.events)
+    told = time.monotonic()
+    active.signal(signal.SIGTERM)
+    status = active.wait()
+    gone = time.monotonic() - told
+    stage.expect(status == 0, f"the exit status is {status}")
+    registered = stage.kubelet.wait_for_event("registered", stage.resource, since=mark, timeout=stage.patience).at
+    # The kubelet forgot the standby on purpose, and knows it again once it has registered a last time, beside its own stream.
+    stage.kubelet.wait_for_event("registered", stage.resource, count=2, since=mark, timeout=stage.patience)
+    stage.kubelet.wait_for_event("list", stage.resource, count=2, since=mark, timeout=stage.patience)
+    stage.until(lambda: stage.role_of(standby) == "active", "the standby to say that it is active")
+    first, ended = (stage.kubelet.wait_for_event(kind, stage.resource, since=mark).at for kind in ("list", "stream ended"))
+    gap = seconds_without(stage, mark)
+    stage.expect(gap == 0.0, f"the kubelet was without all its devices for {gap * 1000:.1f} ms")
+    stage.expect(_held(stage) == held, "a pod lost its devices")
+    stage.say(f"pid {active.pid} calls pid {standby.pid}, which registered ", stage.measured(registered - told), " after the signal, beside it;")
+    stage.say("then it let go and ended with status 0, ", stage.measured(gone), " after the signal.")
+    stage.say(
+        "The kubelet had the new list ",
+        stage.measured(ended - first),
+        " before the old one's end: ",
+        Cell("never without devices", "good"),
+        "; both pods",
+    )
+    stage.say("kept theirs")
+
+
+def start_and_kill(stage: Stage) -> None:
+    """A standby for the one that serves, which then dies."""
+    standby, ready = _ready_standby(stage)
+    stage.say(f"pid {standby.pid} stands by ", stage.measured(ready), " after its process was started")
+    kill_active(stage)
+
+
 def kill_active(stage: Stage) -> None:
-    active, standby = stage.daemons
+    active, standby = stage.active(), stage.daemons[-1]
     held = _held(stage)
     mark = len(stage.kubelet.events)
     killed = time.monotonic()
     active.signal(signal.SIGKILL)
     active.wait()
+    stage.kubelet.wait_for_event("register", stage.resource, since=mark, timeout=stage.patience)
     listed = stage.list_after(mark, stage.machine.count)
-    ended = stage.kubelet.wait_for_event("stream ended", stage.resource, since=mark).at
-    stage.expect(_held(stage) == held, "a pod lost its devices")
     stage.until(lambda: stage.role_of(standby) == "active", "the standby to say that it is active")
+    stage.expect(_held(stage) == held, "a pod lost its devices")
     stage.say(f"pid {active.pid} is gone; pid {standby.pid} took over ", stage.measured(listed - killed), " after the kill.")
-    stage.say("The kubelet was without devices for ", stage.measured(max(0.0, listed - ended)), "; both pods kept theirs")
+    stage.say("The kubelet was without devices for ", stage.measured(seconds_without(stage, mark)), "; both pods kept theirs")
 
 
 def show(stage: Stage) -> None:
-    def known() -> bool:
-        daemons = stage.ask_daemons()
-        return any(one.held_by for status in daemons for resource in status.resources for one in resource.devices)
+    """Once the daemon has learnt who holds what."""
+    holders = {f"{pod.name}/{device}" for pod in stage.pods for device in stage.kubelet.held(pod)}
 
-    stage.until(known, "the daemon to learn who holds what")
+    def told() -> set[str]:
+        rows = [one for status in stage.ask_daemons() for resource in status.resources for one in resource.devices]
+        return {f"{who.pod}/{one.id}" for one in rows for who in one.held_by or ()}
+
+    stage.until(lambda: told() == holders, "the daemon to learn who holds what")
     report.show_daemons(stage.screen.indented(4), stage.ask_daemons())
 
 
-def unplug(stage: Stage) -> None:
-    pod, device = _victim(stage)
-    began = time.monotonic()
-    what = stage.machine.unplug(stage.host, device)
-    stage.kubelet.wait_until(lambda: _status(stage, pod) == "Unhealthy", f"the status of pod {pod.name} to say Unhealthy", timeout=stage.patience)
-    seconds = time.monotonic() - began
-    stage.say(what)
-    stage.say("After ", stage.measured(seconds), f" the status of pod {pod.name}, which holds {device}, says ", Cell("Unhealthy", "bad"))
-    stage.say(f"The node offers {stage.kubelet.allocatable(stage.resource)} healthy ones; this one stays listed for as long as the pod holds it")
-
-
-def plug(stage: Stage) -> None:
-    pod, device = _victim(stage)
-    began = time.monotonic()
-    what = stage.machine.plug(stage.host, device)
-    stage.kubelet.wait_until(lambda: _status(stage, pod) == "Healthy", f"the status of pod {pod.name} to say Healthy", timeout=stage.patience)
-    seconds = time.monotonic() - began
-    offered = stage.kubelet.allocatable(stage.resource)
-    for line in what.splitlines():
-        stage.say(line)
-    stage.say("After ", stage.measured(seconds), f" the status of pod {pod.name} says ", Cell("Healthy", "good"), f", and the node offers {offered}")
-
-
 def stop(stage: Stage) -> None:
-    daemon = stage.daemons[-1]
+    daemon = stage.active()
     began = time.monotonic()
     daemon.signal(signal.SIGTERM)
     status = daemon.wait()
@@ -133,53 +154,42 @@ def stop(stage: Stage) -> None:
     stage.say(f"pid {daemon.pid} ended with status {status} after ", stage.measured(seconds), " and left no socket behind")
 
 
-def _admit(stage: Stage, name: str, number: int) -> None:
-    pod = Pod.requesting(stage.resource, number, name=name)
-    began = time.monotonic()
-    admission = stage.kubelet.admit(pod)
-    seconds = time.monotonic() - began
-    stage.expect(bool(admission), f"the pod was refused: {admission.message}")
-    stage.pods.append(pod)
-    held = sorted(stage.kubelet.held(pod))
-    stage.expect(len(held) == number, f"the pod holds {held}")
-    stage.say(f"Pod {name} has limits {{{stage.resource}: {number}}}. Admitted in ", stage.measured(seconds), "; its container gets:")
-    _tell(stage, stage.kubelet.start_container(pod))
+def status_of(stage: Stage, pod: Pod) -> dict[str, str]:
+    """What the pod's status says of its devices."""
+    return dict(stage.kubelet.pod_status(pod)[pod.containers[0].name][stage.resource])
 
 
-def _tell(stage: Stage, config: ContainerConfig) -> None:
-    stage.expect(bool(config.devices), "the container got no device file")
-    for device in config.devices:
-        stage.say(f"  device file  {device.container_path} ({device.permissions})")
-    for key, value in sorted(config.environ.items()):
-        stage.say(f"  variable     {key}={value}")
+def wait_status(stage: Stage, pod: Pod, device: str, health: str) -> None:
+    what = f"the status of pod {pod.name} to say {health}"
+    stage.kubelet.wait_until(lambda: status_of(stage, pod)[device] == health, what, timeout=stage.patience)
+
+
+def _ready_standby(stage: Stage) -> tuple[Daemon, float]:
+    """A daemon more, and how long it took to be ready."""
+    streams = stage.kubelet.streams(stage.resource)
+    standby = stage.start_daemon()
+    stage.until(lambda: stage.role_of(standby) == "standby", "the second daemon to be ready")
+    ready = time.monotonic() - standby.started_at
+    stage.expect(stage.kubelet.streams(stage.resource) == streams, f"the kubelet heard of {count(len(stage.daemons), 'daemon')}")
+    return standby, ready
 
 
 def _held(stage: Stage) -> dict[str, set[str]]:
     return {pod.name: stage.kubelet.held(pod) for pod in stage.pods}
 
 
-def _victim(stage: Stage) -> tuple[Pod, str]:
-    """The pod and the device that have the accident."""
-    pod = stage.pods[0]
-    return pod, min(stage.kubelet.held(pod))
+def seconds_without(stage: Stage, mark: int) -> float:
+    """Seconds since event ``mark`` in which the kubelet had fewer devices than there are.
 
-
-def _status(stage: Stage, pod: Pod) -> str:
-    """What the pod's status says of its device."""
-    return next(iter(stage.kubelet.pod_status(pod)[pod.containers[0].name][stage.resource].values()))
-
-
-STEPS: tuple[tuple[str, Callable[[Stage], None]], ...] = (
-    ("A machine with hardware, and a kubelet", build),
-    ("Start the daemon", start),
-    ("A pod asks for a {noun}", first_pod),
-    ("Another pod asks for two", second_pod),
-    ("A pod asks for more than is left", refused_pod),
-    ("The kubelet restarts", restart_kubelet),
-    ("Start a second daemon", start_standby),
-    ("Kill the first one (SIGKILL)", kill_active),
-    ("Who has what: `deviceplugin devices`", show),
-    ("Unplug a {noun} that a pod uses", unplug),
-    ("Plug it in again", plug),
-    ("Stop the daemon (SIGTERM)", stop),
-)
+    Its count changes with a list and with the end of a stream alone, and each is an event, so nothing falls between two looks.
+    """
+    seconds, since = 0.0, None
+    for event in itertools.islice(stage.kubelet.events, mark, None):
+        if event.resource != stage.resource or event.kind not in ("list", "disconnected"):
+            continue
+        if event.kind == "list" and event.detail["healthy"] == stage.machine.count:
+            seconds += 0.0 if since is None else event.at - since
+            since = None
+        elif since is None:
+            since = event.at
+    return seconds if since is None else seconds + time.monotonic() - since

@@ -163,12 +163,13 @@ class Registrar:
         clear_leftovers(self._directory, self.resource)
         while not self._stopping:
             self._wake.clear()
+            looked = self._clock()
             # A decision may call for the next one at once: retire, then announce again.
             while self._step() is not Action.NONE and not self._stopping:
-                continue
-            now = self._clock()
+                looked = self._clock()
             dues = (wake_at(self._state, REDIAL if self._watcher else EXPECT), self._settle_at)
-            self._wake.wait(min([POLL, *(due - now for due in dues if due is not None and due > now)]))
+            # What was due before the last look was seen by it; what came due since then was not.
+            self._wake.wait(max(0.0, min([POLL, *(due - self._clock() for due in dues if due is not None and due > looked)])))
 
     def _step(self) -> Action:
         self._settle()

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Literal
 
 from deviceplugin import Device, Edits, Health, Host, Plugin, Skipped
 from deviceplugin._native.nvml import Gpu as NvmlGpu
 from deviceplugin._native.nvml import Snapshot, State
-from deviceplugin.plugins.gpu import discovery, xid
+from deviceplugin.plugins.gpu import discovery, labels, xid
 from deviceplugin.plugins.gpu.choice import shares
 from deviceplugin.plugins.gpu.config import GpuConfig
 from deviceplugin.plugins.gpu.driver import driver_tree
@@ -58,6 +59,7 @@ class Gpu(Plugin):
         self._session = Session(self.host, self.config.library, tree.here("/"), clock)
         self._recall = discovery.Recall()
         self._judge = Judge(self.config.faults, self.config.monitor_timeout)
+        self._labels, self._unlabelled = labels.LabelFile(self.host), ""
         self._count = 0
         self._last: tuple[Device, ...] = ()
         self._view = _View()
@@ -89,6 +91,8 @@ class Gpu(Plugin):
         )
         self._view = self._see(snapshot, chosen, numa)
         self._last = devices
+        if self.config.labels:
+            self._label(snapshot)
         skipped = [*(one for one in (*found, *candidates) if isinstance(one, Skipped)), *(Skipped(*one) for one in unserved.items())]
         self._say(skipped)
         yield from devices
@@ -124,6 +128,22 @@ class Gpu(Plugin):
         """Ends watch() and lets go of the driver, which could not be unloaded otherwise."""
         self._session.stop()
         self._mps.stop()
+
+    def _label(self, snapshot: Snapshot) -> None:
+        """Labels are for schedulers: that they cannot be written takes no GPU away."""
+        shared = {}
+        for resource, how in self.sharing.items():
+            strategy: Literal["none", "time-slicing", "mps"] = "time-slicing" if how.replicas > 1 else "none"
+            if resource in self.config.injection.mps:
+                strategy = "mps"
+            shared[resource] = labels.Sharing(strategy=strategy, replicas=how.replicas, renamed=bool(how.rename))
+        try:
+            self._labels.write(labels.labels(snapshot, self.host, mig_strategy=self.config.mig_strategy, sharing=shared))
+            self._unlabelled = ""
+        except OSError as error:
+            if str(error) != self._unlabelled:  # once per reason
+                self.log.error("the labels cannot be written: %s: %s; is the directory mounted?", error.filename, error.strerror)
+            self._unlabelled = str(error)
 
     def _blind(self) -> Iterator[Device | Skipped]:
         """Without a driver there are no GPUs. One that is there and does not work says nothing of them: they are unknown."""

@@ -134,6 +134,8 @@ class GpuConfig(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     faults: Faults = Faults()
     monitor_timeout: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 60.0
     """Seconds that a GPU may go without its events being watched before it is unknown."""
+    labels: bool = False
+    """Whether to tell Node Feature Discovery of the GPUs, as GPU Feature Discovery does: a file in its features.d, which must be mounted."""
     library: str = ""
     """The path of libnvidia-ml.so.1, where it is not to be searched for."""
     injection: InjectionOptions = InjectionOptions()

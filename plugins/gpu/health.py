@@ -44,7 +44,6 @@ class _Memory:
     unwatched_since: float | None = None
     ecc: tuple[bool, int, int] | None = None
     pending: frozenset[str] = frozenset()
-    resets: int = 0
     reset: bool = False
     """A reset was seen, and no fault since."""
 
@@ -89,7 +88,8 @@ class Judge:
         if causes:
             memory.reset = False
             return Verdict(Health.UNHEALTHY, max(sorted(causes), key=self._gravity), base)
-        incarnation = f"{base}#{memory.resets}" if base and memory.reset else base
+        # Faults are always told with the plain base: so after a restart of the daemon, when this is forgotten, nothing looks like a reset.
+        incarnation = f"{base}+" if base and memory.reset else base
         unknown = _silence(gpu) or self._unwatched(gpu, memory, watched, now)
         return Verdict(Health.UNKNOWN if unknown else Health.HEALTHY, unknown, incarnation)
 
@@ -130,7 +130,6 @@ class Judge:
             memory.ecc = counts
         if reset:
             log.info("%s was reset", gpu.uuid)
-            memory.resets += 1
             memory.reset = True
 
     def _unwatched(self, gpu: Gpu, memory: _Memory, watched: Watched | None, now: float) -> str:

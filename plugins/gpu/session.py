@@ -75,7 +75,11 @@ class Session:
 
     def look(self, topology: bool = True) -> Snapshot | None:
         """What NVML says now, or None where it cannot be asked; then ``state`` and ``reason`` say why. Raises NvmlError."""
-        addresses = tuple(sysfs.entries(self.host, _PROC_GPUS))
+        try:
+            addresses = tuple(sysfs.entries(self.host, _PROC_GPUS))
+        except sysfs.SysfsError as error:
+            self._complain(str(error))
+            addresses = self._addresses
         if self._nvml is not None and addresses != self._addresses:
             self._drop()  # NVML lists the GPUs that there were when it was initialised
         self._addresses = addresses

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from deviceplugin.health import HealthBook
 from deviceplugin.hooks import Hooks
-from deviceplugin.inventory import Held, Inventory, Sharing, Snapshot, Transition
-from deviceplugin.model import Device, Edits, Health, Skipped
+from deviceplugin.inventory import Held, Inventory, Snapshot, Transition
+from deviceplugin.model import Device, Edits, Health, Sharing, Skipped
 from deviceplugin.plugin import Plugin
 from deviceplugin.tally import Tally
 

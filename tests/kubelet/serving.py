@@ -75,6 +75,13 @@ class Rack:
             self._generation += 1
             self._changed.notify_all()
 
+    def published(self) -> None:
+        """Waits until a daemon has published what is there now: its second look from here begins after the first was published."""
+        for _ in range(2):
+            looks = self.looks
+            self.event()
+            wait_until(lambda looks=looks: self.looks > looks, "a look at the hardware")  # type: ignore[misc]
+
     def _listed(self) -> list[Device]:
         with self._changed:
             return list(self._devices.values())

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import ClassVar
 
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from deviceplugin.config import HealthSettings
-from deviceplugin.kubelet import lifecycle
+from deviceplugin.kubelet import lifecycle, registration
 from deviceplugin.testing import Kubelet, Pod
 from deviceplugin.testing.settings import Semantics
 from tests.kubelet.serving import RESOURCE, Rack, overlaps, service_of, serving
@@ -33,6 +33,8 @@ class Storm(RuleBasedStateMachine):
         self.stack = ExitStack()
         patches = self.stack.enter_context(pytest.MonkeyPatch.context())
         patches.setattr(lifecycle, "BACKOFF_CAP", 0.2)
+        for module in (lifecycle, registration):
+            patches.setattr(module, "EXPECT", 0.5)
         self.streams = overlaps(patches)
         self.root = tempfile.mkdtemp(prefix="storm-", dir="/tmp")
         self.stack.callback(shutil.rmtree, self.root, ignore_errors=True)
@@ -101,7 +103,7 @@ class Storm(RuleBasedStateMachine):
     @rule()
     def lose_our_socket(self) -> None:
         path = os.path.join(self.kubelet.device_plugins, service_of(self.daemon).registrar.standing().endpoint or "none")
-        if os.path.exists(path):
+        with suppress(FileNotFoundError):
             os.unlink(path)
 
     # The hardware
@@ -174,6 +176,7 @@ class Storm(RuleBasedStateMachine):
     def settle(self) -> None:
         if not self.kubelet.running or not os.path.exists(self.kubelet.socket):
             self.restart(False)
+        self.rack.published()
         kubelet = self.kubelet
         wanted = f"one stream and the healthy devices {sorted(self.well)}"
         kubelet.wait_until(self.settled, wanted, timeout=5.0, state=self.describe)

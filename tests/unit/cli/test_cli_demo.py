@@ -2,22 +2,36 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from deviceplugin import demo
-from deviceplugin.demo.machine import Cameras
+from deviceplugin import cli, demo
+from deviceplugin.demo import gpus
+from deviceplugin.demo.cameras import Cameras
+from deviceplugin.demo.gpus import Gpus
 from deviceplugin.demo.stage import Stage
-from deviceplugin.demo.story import STEPS
+from deviceplugin.demo.story import seconds_without
 from deviceplugin.testing import SimulatedHost
+from deviceplugin.testing.events import EventLog
 
 
-def test_every_step_does_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.main() == 0
+@pytest.mark.parametrize(("arguments", "steps"), [([], 14), (["--machine", "cameras"], 12)], ids=["gpus", "cameras"])
+def test_every_step_does_what_it_says(arguments: list[str], steps: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", *arguments]) == 0
     out = capsys.readouterr().out
-    assert re.findall(r"^ ?(\d+)\. ", out, re.MULTILINE) == [str(number) for number in range(1, len(STEPS) + 1)]
-    assert f"All {len(STEPS)} steps did what they say" in out
+    assert re.findall(r"^ ?(\d+)\. ", out, re.MULTILINE) == [str(number) for number in range(1, steps + 1)]
+    assert f"All {steps} steps did what they say" in out
     assert "\033" not in out
+
+
+def test_machine_that_there_is_not_is_a_mistake_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["demo", "--machine", "toasters"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "gpus" in line
+    assert "cameras" in line
 
 
 class Glued(Cameras):
@@ -27,7 +41,7 @@ class Glued(Cameras):
         super().__init__()
         self._monkeypatch = monkeypatch
 
-    def unplug(self, host: SimulatedHost, device_id: str) -> str:
+    def unplug(self, host: SimulatedHost, serial: str) -> str:
         self._monkeypatch.setattr(Stage, "patience", 0.3)
         return "nothing happens"
 
@@ -38,3 +52,66 @@ def test_a_step_that_does_not_do_what_it_says_is_owned_up_to(monkeypatch: pytest
     assert "waited 0.3 s for the status of pod viewer to say Unhealthy" in out
     assert "| pid " in out, "the daemon's log is shown"
     assert out.endswith("This step did not do what it says.\n")
+
+
+class Contagious(Gpus):
+    """An error of one GPU is an error of its neighbour too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kept = ("A machine", "Start the daemon", "A pod asks for two", "A GPU that a pod uses breaks")
+        self.steps = tuple(step for step in self.steps if step[0].startswith(kept))
+
+    def hit(self, gpu: int, code: int) -> None:
+        self.scenario.inject_xid((gpu + 1) % self.count, code)
+        super().hit(gpu, code)
+
+
+def test_fault_that_spreads_is_owned_up_to(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = Contagious()
+    monkeypatch.setattr(Stage, "patience", 2.0)
+    assert demo.main(machine=machine) == 1
+    assert capsys.readouterr().out.endswith("This step did not do what it says.\n")
+
+
+def test_gpus_that_are_not_the_best_linked_are_owned_up_to(capsys: pytest.CaptureFixture[str]) -> None:
+    machine = Gpus()
+    machine.links = {**machine.links, frozenset((0, 5)): 6}  # a cable that NVML knows nothing of
+    assert demo.main(machine=machine) == 1
+    assert "share 2 NVLinks, and others of the free ones 6" in capsys.readouterr().out
+
+
+def test_picture_shows_every_link_once() -> None:
+    machine = Gpus()
+    numa = [gpu.numa for gpu in machine.scenario.gpus]
+    lines = gpus.picture(machine.links, numa, "utf-8")
+    double = {(0, 3), (2, 3), (1, 2), (4, 7), (6, 7), (5, 6), (0, 4), (1, 5)}
+    assert {pair for pair, n in machine.links.items() if n == 2} == {frozenset(pair) for pair in double}
+    drawn = "\n".join(line.partition("      ")[0] for line in (lines[0], *lines[2:])) + lines[1].rpartition("      and")[0]
+    assert (drawn.count("══"), drawn.count("║"), drawn.count("│")) == (6, 2, 2)
+    assert lines[1].endswith("and one each: 0-1 0-2 1-3 4-5 4-6 5-7")
+    machine.links = {pair: n for pair, n in machine.links.items() if pair != {0, 3}}
+    assert gpus.picture(machine.links, numa, "utf-8")[0].startswith("CPU 0  0    3 ══ 2")
+    "\n".join(gpus.picture(machine.links, numa, "ascii")).encode("ascii")
+
+
+def test_time_without_devices_counts_every_moment_from_the_first_loss_to_the_full_list() -> None:
+    now = [0.0]
+    events = EventLog(lambda: now[0])
+    stage = cast(Stage, SimpleNamespace(resource="a/b", machine=SimpleNamespace(count=8), kubelet=SimpleNamespace(events=events)))
+
+    def at(seconds: float, kind: str, resource: str = "a/b", **detail: object) -> None:
+        now[0] = seconds
+        events.record(kind, resource, **detail)
+
+    at(1, "disconnected")
+    mark = len(events)
+    at(2, "list", healthy=8)
+    at(3, "disconnected", "another/one")
+    at(4, "stream ended")
+    assert seconds_without(stage, mark) == 0.0
+    at(5, "list", healthy=7)
+    at(6, "disconnected")
+    at(8, "list", healthy=8)
+    assert seconds_without(stage, mark) == 3.0
+    assert seconds_without(stage, 0) == 4.0

@@ -23,7 +23,8 @@ WELL = nvml.Gpu(
     index=0, uuid=UUID, name="H100", serial="", bus_id="0000:10:00.0", pci_device_id=None, pci_subsystem_id=None, minor=0, brand=None,
     architecture=9, compute_capability=(9, 0), compute_mode=None, memory=None, numa_nodes=(0,), event_types=nvml.XID, mig_mode=0, mig_pending=0,
     max_mig=7, migs=(), links=(), fabric=None, ecc=nvml.Ecc(True, True, 5, 5, 5, 5), remapped_rows=nvml.RemappedRows(0, 0, False, False),
-    retired_pages_pending=None, temperature=None, power=None, power_limit=None, gpu_utilization=None, memory_utilization=None, lost=False, failures=(),
+    retired_pages_pending=None, temperature=None, power=None, power_limit=None, gpu_utilization=None, memory_utilization=None, lost=False,
+    failures=(),
 )  # fmt: skip
 
 
@@ -55,7 +56,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(by=st.integers(1, 3))
     def contained_error(self, by: int) -> None:
-        assert self.gpu.ecc is not None and self.gpu.ecc.uncorrected_volatile is not None
+        assert self.gpu.ecc is not None
+        assert self.gpu.ecc.uncorrected_volatile is not None
         self.gpu = replace(self.gpu, ecc=replace(self.gpu.ecc, uncorrected_volatile=self.gpu.ecc.uncorrected_volatile + by))
         self.fault = self.fault or "quiet"
         self.quiet_since = -1.0

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deviceplugin.cell import Cell
-from deviceplugin.inventory import Sharing, Snapshot
+from deviceplugin.inventory import Snapshot
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
 from deviceplugin.kubelet.handlers import Handlers, Refused, sum_edits, to_response
-from deviceplugin.model import Device, DeviceNode, Edits, Mount
+from deviceplugin.model import Device, DeviceNode, Edits, Mount, Sharing
 from deviceplugin.tally import Tally
 from tests.helpers.core import WIDGET, Allocating, Shelf, sick, snapshot_of
 

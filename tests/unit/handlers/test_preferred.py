@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deviceplugin.cell import Cell
-from deviceplugin.inventory import Sharing, Snapshot
+from deviceplugin.inventory import Snapshot
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
 from deviceplugin.kubelet.handlers import Handlers
-from deviceplugin.model import Device
+from deviceplugin.model import Device, Sharing
 from deviceplugin.tally import Tally
 from tests.helpers.core import WIDGET, Widgets, snapshot_of
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import pytest
 
 from deviceplugin.cell import Cell
-from deviceplugin.inventory import Sharing, Snapshot
+from deviceplugin.inventory import Snapshot
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
 from deviceplugin.kubelet.handlers import Handlers, Refused
-from deviceplugin.model import Device
+from deviceplugin.model import Device, Sharing
 from deviceplugin.plugin import Plugin
 from deviceplugin.tally import Tally
 from tests.helpers.core import WIDGET, snapshot_of

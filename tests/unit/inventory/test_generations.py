@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deviceplugin.health import Damping, HealthBook
-from deviceplugin.inventory import Sharing
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
-from deviceplugin.model import Device, Health, Rule
+from deviceplugin.model import Device, Health, Rule, Sharing
 from tests.helpers.core import WIDGET, Shelf
 
 IDS = st.sampled_from(["a", "b", "c", "gpu-10", "gpu-2", "", "x::y"])

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from deviceplugin.health import HealthBook
-from deviceplugin.inventory import Sharing
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
-from deviceplugin.model import Device, Health, Recovery, Rule, Skipped
+from deviceplugin.model import Device, Health, Recovery, Rule, Sharing, Skipped
 from tests.helpers.core import WIDGET, Shelf, sick
 
 OTHER = "example.com/other"

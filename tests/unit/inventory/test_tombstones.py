@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 
 from deviceplugin.health import HealthBook
-from deviceplugin.inventory import GONE, Inventory, Sharing
-from deviceplugin.model import Device, Health, Rule
+from deviceplugin.inventory import GONE, Inventory
+from deviceplugin.model import Device, Health, Rule, Sharing
 from tests.helpers.core import WIDGET, Shelf, sick
 
 
