@@ -90,8 +90,8 @@ class Gpus(Machine):
         taken = {uuid for pod in stage.pods for uuid in stage.kubelet.held(pod)}
         free = self._numbered(stage.kubelet.healthy(stage.resource) - taken)
         config = story.admit(stage, name, number)
-        files = sorted((device.container_path for device in config.devices), key=_natural)
-        stage.say(f"  device files  {' '.join(files)}")
+        files = sorted((device.container_path.removeprefix("/dev/") for device in config.devices), key=_natural)
+        stage.say(f"  device files  {' '.join(files)}, all below /dev")
         shown = ",".join(f"{uuid[:12]}..." for uuid in config.environ["NVIDIA_VISIBLE_DEVICES"].split(","))
         stage.say(f"  variable      NVIDIA_VISIBLE_DEVICES={shown}")
         held = self._numbered(stage.kubelet.held(stage.pods[-1]))

@@ -27,6 +27,7 @@ GPU = "nvidia.com/gpu"
 MAJOR = 195  # NVIDIA's character devices
 SEEN_WITHIN = 1.0
 PODS = 100
+ROOTS = ("driverRoot", "containerDriverRoot", "devRoot")
 DOUBLE = ({0, 3}, {0, 4}, {1, 2}, {1, 5}, {2, 3}, {4, 7}, {5, 6}, {6, 7})
 """The pairs of the hybrid cube mesh that have two NVLinks; the others have one or none."""
 
@@ -42,7 +43,11 @@ class Machine:
         for name, minor in [("nvidiactl", 255), *((f"nvidia{gpu.minor}", gpu.minor) for gpu in scenario.gpus)]:
             node.make_device(self.folder / "dev" / name, MAJOR, minor)
         library = scenario.install(self.folder / "lib")
-        config = {"library": str(library), "injection": {"devRoot": str(self.folder)}, **options}
+        libraries = self.folder / "usr/lib/x86_64-linux-gnu"
+        libraries.mkdir(parents=True)
+        for name in ("libcuda.so", "libnvidia-ml.so"):  # a driver's files, for a CDI spec to name
+            (libraries / f"{name}.{scenario.driver}").write_text("")
+        config = {"library": str(library), **options, "injection": {**dict.fromkeys(ROOTS, str(self.folder)), **options.get("injection", {})}}
         self.daemon = Daemon(node, {"version": "v1", "listen": "", "plugins": [{"plugin": "gpu", "config": config}]}, f"gpu-{self.folder.name}")
         self.daemon.start()
 
@@ -140,6 +145,23 @@ def test_mig_is_repartitioned_while_other_pods_run(node: Node) -> None:
             node.wait_resource("nvidia.com/mig-1g.10gb", 0)
             assert node.container_pid("bystander") == pid
             assert machine.held("bystander") == held
+    finally:
+        machine.stop()
+
+
+def test_gpu_is_injected_through_a_cdi_spec_that_the_plugin_made(cdi_node: Node) -> None:
+    machine = Machine(cdi_node, nvml.l40s_pcie(), injection={"deviceListStrategy": ["cdi-cri"]})
+    try:
+        cdi_node.wait_resource(GPU, 4)
+        command = probe(*(f"/dev/nvidia{i}" for i in range(4)), "/dev/nvidiactl", mknod=mknods(machine))
+        with cdi_node.pod(Pod.single("cdi", command=command, limits={GPU: 1})):
+            (held,) = machine.held("cdi")
+            seen = cdi_node.probe("cdi").devices
+            assert seen["/dev/nvidiactl"] != "ENOENT"
+            assert {i for i in range(4) if seen[f"/dev/nvidia{i}"] != "ENOENT"} == {held}
+            assert {i for i in range(4) if seen[f"c:{MAJOR}:{machine.scenario.gpus[i].minor}"] != "EPERM"} == {held}
+            assert any(mount["destination"].endswith(f"libcuda.so.{machine.scenario.driver}") for mount in cdi_node.oci_spec("cdi")["mounts"])
+            assert (cdi_node.cdi_dir / "k8s.device-plugin.nvidia.com-gpu.json").exists()
     finally:
         machine.stop()
 
