@@ -8,7 +8,7 @@ NATIVE := $(wildcard native/*.pyx native/*.pxd native/src/*.c native/src/*.h nat
 TESTS ?= tests/unit tests/kubelet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e check bench protos format sanitize clean
+.PHONY: help demo test e2e check bench hardware protos format sanitize clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ sanitize: $(VENV)/.deps ## run the native tests under AddressSanitizer and UBSan
 
 bench: $(VENV)/.built ## measure, beside peers and oracles (Go for the client)
 	$(BIN)/python -m bench
+
+hardware: $(VENV)/.built ## run the GPU plugin against a real driver
+	$(BIN)/python tools/hardware.py --record docs/hardware-runs.md
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info deviceplugin/_native/*.so

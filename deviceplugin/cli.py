@@ -224,6 +224,7 @@ def _write_json(encoded: bytes) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # of the kubelet's side, which has daemons die on it
     from deviceplugin import demo
 
     return demo.main(machine=demo.MACHINES[args.machine](), show_log=args.log)

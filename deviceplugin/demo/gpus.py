@@ -95,9 +95,8 @@ class Gpus(Machine):
         shown = ",".join(f"{uuid[:12]}..." for uuid in config.environ["NVIDIA_VISIBLE_DEVICES"].split(","))
         stage.say(f"  variable      NVIDIA_VISIBLE_DEVICES={shown}")
         held = self._numbered(stage.kubelet.held(stage.pods[-1]))
-        stage.expect(
-            [f for f in files if re.fullmatch(r"/dev/nvidia\d+", f)] == [f"/dev/nvidia{n}" for n in held], f"it holds {held} and got {files}"
-        )
+        given = [name for name in files if re.fullmatch(r"nvidia\d+", name)]
+        stage.expect(given == [f"nvidia{number}" for number in held], f"it holds GPUs {_list(held)} and got {' '.join(given)}")
         mine = _among(self.links, held)
         best = max(_among(self.links, choice) for choice in itertools.combinations(free, number))
         stage.expect(mine == best, f"GPUs {_list(held)} share {mine} NVLinks, and others of the free ones {best}")
@@ -119,7 +118,7 @@ class Gpus(Machine):
         pod = stage.pods.pop(0)
         broken = self._numbered(stage.kubelet.devices(stage.resource).keys() - stage.kubelet.healthy(stage.resource))
         stage.kubelet.delete_pod(pod)
-        self._admit(stage, "finetune-again", 2)
+        self._admit(stage, "retry", 2)
         stage.expect(not set(broken) & set(self._numbered(stage.kubelet.held(stage.pods[-1]))), f"it got GPU {_list(broken)}")
         stage.say(f"GPU {_list(broken)}, which broke, is free and was not given out")
 
@@ -199,7 +198,7 @@ def _list(numbers: Sequence[int]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _natural(path: str) -> tuple[bool, int, str]:
+def _natural(name: str) -> tuple[bool, int, str]:
     """Files with a number come last, by their number."""
-    number = re.search(r"\d+$", path)
-    return number is not None, int(number[0]) if number else 0, path
+    number = re.search(r"\d+$", name)
+    return number is not None, int(number[0]) if number else 0, name

@@ -87,19 +87,19 @@ def hand_over(stage: Stage) -> None:
     gone = time.monotonic() - told
     stage.expect(status == 0, f"the exit status is {status}")
     registered = stage.kubelet.wait_for_event("registered", stage.resource, since=mark, timeout=stage.patience).at
-    # The kubelet forgot the standby on purpose, and knows it again once it has registered a last time, beside its own stream.
-    stage.kubelet.wait_for_event("registered", stage.resource, count=2, since=mark, timeout=stage.patience)
-    stage.kubelet.wait_for_event("list", stage.resource, count=2, since=mark, timeout=stage.patience)
+    listed = stage.list_after(mark, stage.machine.count)
+    ended = stage.kubelet.wait_for_event("stream ended", stage.resource, since=mark, timeout=stage.patience).at
+    _expect_no_gap(stage, mark)
     stage.until(lambda: stage.role_of(standby) == "active", "the standby to say that it is active")
-    first, ended = (stage.kubelet.wait_for_event(kind, stage.resource, since=mark).at for kind in ("list", "stream ended"))
-    gap = seconds_without(stage, mark)
-    stage.expect(gap == 0.0, f"the kubelet was without all its devices for {gap * 1000:.1f} ms")
+    # The kubelet forgot the standby on purpose, and knows it again once it has registered a last time, beside its own stream.
+    stage.kubelet.wait_for_event("list", stage.resource, count=2, since=mark, timeout=stage.patience)
+    _expect_no_gap(stage, mark)
     stage.expect(_held(stage) == held, "a pod lost its devices")
     stage.say(f"pid {active.pid} calls pid {standby.pid}, which registered ", stage.measured(registered - told), " after the signal, beside it;")
     stage.say("then it let go and ended with status 0, ", stage.measured(gone), " after the signal.")
     stage.say(
         "The kubelet had the new list ",
-        stage.measured(ended - first),
+        stage.measured(ended - listed),
         " before the old one's end: ",
         Cell("never without devices", "good"),
         "; both pods",
@@ -176,6 +176,11 @@ def _ready_standby(stage: Stage) -> tuple[Daemon, float]:
 
 def _held(stage: Stage) -> dict[str, set[str]]:
     return {pod.name: stage.kubelet.held(pod) for pod in stage.pods}
+
+
+def _expect_no_gap(stage: Stage, mark: int) -> None:
+    gap = seconds_without(stage, mark)
+    stage.expect(gap == 0.0, f"the kubelet was without all its devices for {gap * 1000:.1f} ms")
 
 
 def seconds_without(stage: Stage, mark: int) -> float:

@@ -71,8 +71,8 @@ def socket_name(resource: str, directory: str = "") -> str:
 
 
 def clear_leftovers(directory: str, resource: str) -> None:
-    """Removes the sockets of instances that were killed. Only the holder of the resource's lock may call it. The kubelet does so in device-plugins when
-    it starts, and never in plugins_registry, where its plugin watcher would dial them for ever.
+    """Removes the sockets of instances that were killed. Only the holder of the resource's lock may call it. The kubelet does so in device-plugins
+    when it starts, and never in plugins_registry, where its plugin watcher would dial them for ever.
     """
     try:
         for name in os.listdir(directory):
@@ -176,7 +176,10 @@ class Endpoint:
         self._stopping.set()
         self.handlers.snapshots.wake()
         if self.intact:
-            os.unlink(self.path)
+            try:
+                os.unlink(self.path)
+            except OSError as error:  # a kubelet that starts removes it at this very moment too
+                log.debug("%s: %s is not ours to remove: %s", self.handlers.resource, self.path, error.strerror)
         done: threading.Event = self._server.stop(grace)
         # The pool may only go when no call can reach it any more.
         threading.Thread(target=self._reap, args=(done,), name="endpoint-reaper", daemon=True).start()

@@ -164,9 +164,15 @@ class Registrar:
         while not self._stopping:
             self._wake.clear()
             looked = self._clock()
-            # A decision may call for the next one at once: retire, then announce again.
-            while self._step() is not Action.NONE and not self._stopping:
-                looked = self._clock()
+            try:
+                # A decision may call for the next one at once: retire, then announce again.
+                while self._step() is not Action.NONE and not self._stopping:
+                    looked = self._clock()
+            except Exception:  # a bug of ours must not end the thread: nobody else would register the resource again
+                log.exception("%s: registering went wrong; trying again", self.resource)
+                self._outcome = Outcome.FAILED
+                self._wake.wait(1.0)
+                continue
             dues = (wake_at(self._state, REDIAL if self._watcher else EXPECT), self._settle_at)
             # What was due before the last look was seen by it; what came due since then was not.
             self._wake.wait(max(0.0, min([POLL, *(due - self._clock() for due in dues if due is not None and due > looked)])))

@@ -17,6 +17,9 @@ _MASK = inotify.CREATE | inotify.DELETE | inotify.MOVED_TO | inotify.MOVED_FROM 
 RECHECK = 5.0
 """Seconds after which each directory is looked at without an event: one may have been lost, or the directory replaced by a mount."""
 
+RETRY = 0.1
+"""Seconds after which one is tried again that could not be watched: it may just have been replaced."""
+
 
 class DirectoryWatch:
     """Calls ``on_event`` with the name of each thing that appeared or vanished in the directories, or "" when anything may have changed.
@@ -49,7 +52,7 @@ class DirectoryWatch:
 
     def _run(self) -> None:
         while not self._stopping:
-            events = self._inotify.read(RECHECK)
+            events = self._inotify.read(RECHECK if len(self._armed) == len(self._directories) else RETRY)
             if self._stopping or events is None:
                 return
             # The kernel ended these watches. A new directory may have the inode number of the old one, so that nothing else would tell.

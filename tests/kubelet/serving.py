@@ -108,14 +108,14 @@ class Rack:
                         self.seen = rack._generation
                     if self.over:
                         return
-                    yield
+                    yield None
 
             def stop(self) -> None:
                 with rack._changed:
                     self.over = True
                     rack._changed.notify_all()
 
-        return type(Plugin)("Rack", (Found,), dict(self._hooks))
+        return type("Rack", (Found,), dict(self._hooks))
 
 
 class _Daemon(Daemon):
@@ -154,7 +154,7 @@ def serving(
 
 
 def overlaps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """From now on: for each call of Register, how many streams any socket of ours had at that moment. A kubelet may notice a stream's end only later."""
+    """From now on, for each call of Register: how many streams our sockets had at that moment. A kubelet may notice a stream's end only later."""
     ours: list[Endpoint] = []
     seen: list[int] = []
     make, register = Endpoint.__init__, Registrar._register

@@ -13,6 +13,7 @@ from deviceplugin.config import ResourceSettings
 from deviceplugin.inventory import REPLICA
 from deviceplugin.testing import Container, CreateContainerConfigError, Kubelet, Pod, plugin_calls
 from deviceplugin.testing.rpc import RpcFailed
+from deviceplugin.testing.settings import Policy
 from tests.kubelet.serving import RESOURCE, Rack, serving, wait_until
 
 
@@ -228,33 +229,39 @@ def test_devices_of_one_unit_are_spread_or_packed_as_configured(kubelet: Kubelet
 
 
 @pytest.mark.parametrize("policy", ["best-effort", "restricted", "single-numa-node"])
-def test_devices_come_from_one_numa_node(short_root: str, policy: str) -> None:
-    with Kubelet(short_root, numa=2, topology_policy=policy) as kubelet:  # type: ignore[arg-type]
-        with serving(kubelet, Rack(*(Device(f"n{n}d{i}", numa_nodes=[n]) for n in range(2) for i in range(4)))):
-            kubelet.wait_for(RESOURCE, healthy=8)
-            for name in ("one", "two"):
-                pod = Pod.requesting(RESOURCE, 4, name=name)
-                assert kubelet.admit(pod)
-                assert len({one[:2] for one in kubelet.held(pod)}) == 1
+def test_devices_come_from_one_numa_node(short_root: str, policy: Policy) -> None:
+    with (
+        Kubelet(short_root, numa=2, topology_policy=policy) as kubelet,
+        serving(kubelet, Rack(*(Device(f"n{n}d{i}", numa_nodes=[n]) for n in range(2) for i in range(4)))),
+    ):
+        kubelet.wait_for(RESOURCE, healthy=8)
+        for name in ("one", "two"):
+            pod = Pod.requesting(RESOURCE, 4, name=name)
+            assert kubelet.admit(pod)
+            assert len({one[:2] for one in kubelet.held(pod)}) == 1
 
 
 def test_impossible_alignment_is_the_kubelets_to_refuse(short_root: str) -> None:
-    with Kubelet(short_root, numa=2, topology_policy="single-numa-node") as kubelet:
-        with serving(kubelet, Rack(*(Device(f"n{n}", numa_nodes=[n]) for n in range(2)))):
-            kubelet.wait_for(RESOURCE, healthy=2)
-            refused = kubelet.admit(Pod.requesting(RESOURCE, 2))
-            assert refused.reason == "TopologyAffinityError"
-            assert kubelet.admit(Pod.requesting(RESOURCE, 1, name="small"))
+    with (
+        Kubelet(short_root, numa=2, topology_policy="single-numa-node") as kubelet,
+        serving(kubelet, Rack(*(Device(f"n{n}", numa_nodes=[n]) for n in range(2)))),
+    ):
+        kubelet.wait_for(RESOURCE, healthy=2)
+        refused = kubelet.admit(Pod.requesting(RESOURCE, 2))
+        assert refused.reason == "TopologyAffinityError"
+        assert kubelet.admit(Pod.requesting(RESOURCE, 1, name="small"))
 
 
 def test_devices_without_a_numa_node_are_admitted_by_every_policy(short_root: str) -> None:
     """A PCI function on a machine with one node says -1, which the kubelet knows of no node."""
-    with Kubelet(short_root, numa=2, topology_policy="single-numa-node") as kubelet:
-        with serving(kubelet, Rack(Device("a", numa_nodes=[-1]), Device("b", numa_nodes=[64]), Device("c"))) as daemon:
-            kubelet.wait_for(RESOURCE, healthy=3)
-            assert all(not device.topology for device in kubelet.devices(RESOURCE).values())
-            assert kubelet.admit(Pod.requesting(RESOURCE, 3))
-            assert any("outside 0 to 63" in one for one in daemon.scanners["device"].inventory.warnings)
+    with (
+        Kubelet(short_root, numa=2, topology_policy="single-numa-node") as kubelet,
+        serving(kubelet, Rack(Device("a", numa_nodes=[-1]), Device("b", numa_nodes=[64]), Device("c"))) as daemon,
+    ):
+        kubelet.wait_for(RESOURCE, healthy=3)
+        assert all(not device.topology for device in kubelet.devices(RESOURCE).values())
+        assert kubelet.admit(Pod.requesting(RESOURCE, 3))
+        assert any("outside 0 to 63" in one for one in daemon.scanners["device"].inventory.warnings)
 
 
 def test_all_devices_of_a_resource_have_a_numa_node_or_none(kubelet: Kubelet) -> None:

@@ -88,8 +88,7 @@ def test_all_devices_gone_is_an_unhealthy_list_and_then_an_empty_one(kubelet: Ku
 def test_resource_is_announced_with_its_first_device(kubelet: Kubelet) -> None:
     rack = Rack()
     with serving(kubelet, rack):
-        rack.event()
-        wait_until(lambda: rack.looks >= 2, "two looks")
+        rack.published()
         assert not kubelet.events.of("register")
         assert kubelet.admit(Pod.requesting(RESOURCE, name="early")), "the kubelet does not know the name: the pod waits for no device"
         rack.put("a")
@@ -146,7 +145,7 @@ def test_first_change_after_a_quiet_time_goes_out_at_once(kubelet: Kubelet, monk
     rack = Rack("a", "b")
     with serving(kubelet, rack) as daemon:
         kubelet.wait_for(RESOURCE, healthy=2)
-        wait_until(lambda: kubelet.settings.clock() - kubelet.events.of("list", RESOURCE)[0].at > 0.25, "a quiet time")
+        wait_until(lambda: kubelet.settings.clock() - kubelet.wait_for_event("list", RESOURCE).at > 0.25, "a quiet time")
         began = kubelet.settings.clock()
         rack.sicken("a")
         listed = kubelet.wait_for_event("list", RESOURCE, count=2)
@@ -164,9 +163,7 @@ def test_flapping_device_is_held_back(kubelet: Kubelet) -> None:
             rack.put("a")
             if n < 2:
                 kubelet.wait_for(RESOURCE, healthy=2)
-        looks = rack.looks
-        rack.event()
-        wait_until(lambda: rack.looks > looks, "another look")
+        rack.published()
         assert health(kubelet) == {"a": "Unhealthy", "b": "Healthy"}
 
 
@@ -190,9 +187,9 @@ def test_id_that_is_there_twice_is_listed_once_and_the_worse_health_counts(kubel
     rack = Rack()
     rack.found = lambda: [Device("a"), Device("b"), Device("a", health=Health.UNHEALTHY, cause="broken")]
     with serving(kubelet, rack) as daemon:
-        kubelet.wait_for(RESOURCE, healthy=1, unhealthy=1)
+        listed = kubelet.wait_for_event("list", RESOURCE)
+        assert (listed.detail["listed"], listed.detail["healthy"], listed.detail["unhealthy"]) == (2, 1, 1)
         assert kubelet.capacity(RESOURCE) == 2
-        assert kubelet.events.of("list", RESOURCE)[-1].detail["listed"] == 2
         assert health(kubelet) == {"a": "Unhealthy", "b": "Healthy"}
         assert "there twice" in skipped(daemon)[0]
 
@@ -258,15 +255,16 @@ def test_list_that_the_kubelet_could_not_receive_is_never_sent(kubelet: Kubelet,
         wait_until(lambda: skipped(daemon), "the refusal")
         assert "the kubelet accepts at most" in skipped(daemon)[0]
         assert kubelet.streams(RESOURCE) == 1
-        assert kubelet.healthy(RESOURCE) and len(kubelet.healthy(RESOURCE)) == 100
+        assert len(kubelet.healthy(RESOURCE)) == 100
         assert kubelet.streams(other) == 1
     assert all(e.detail["bytes"] <= MAX_MESSAGE_BYTES for e in kubelet.events.of("list"))  # type: ignore[operator]
 
 
 def test_largest_list_that_the_kubelet_takes_is_served(kubelet: Kubelet) -> None:
     with serving(kubelet, Rack(*(f"{n:05}{'x' * 195}" for n in range(19_000)))):
-        kubelet.wait_for(RESOURCE, healthy=19_000)
-        assert kubelet.events.of("list", RESOURCE)[-1].detail["bytes"] > 0.95 * MAX_MESSAGE_BYTES  # type: ignore[operator]
+        listed = kubelet.wait_for_event("list", RESOURCE)
+        assert listed.detail["healthy"] == 19_000
+        assert listed.detail["bytes"] > 0.95 * MAX_MESSAGE_BYTES  # type: ignore[operator]
 
 
 # When the hardware cannot be asked, or nothing can be written down
@@ -350,7 +348,5 @@ def test_snapshot_is_the_same_for_all_streams(kubelet: Kubelet) -> None:
     with serving(kubelet, rack) as daemon:
         kubelet.wait_for(RESOURCE, healthy=2)
         snapshot: Snapshot = service_of(daemon).cell.get()
-        rack.event()
-        wait_until(lambda: rack.looks >= 2, "another look")
-        wait_until(lambda: daemon.scanners["device"].report.succeeded_at, "its end")
+        rack.published()
         assert service_of(daemon).cell.get() is snapshot, "nothing changed: nothing is made anew"

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-import stat
 import subprocess
 import sys
 
 import pytest
 
+from deviceplugin._native import inotify
 from deviceplugin.kubelet.paths import Paths
 from deviceplugin.observe.serving import EX_LOST
 from deviceplugin.service import Role
@@ -50,6 +51,26 @@ def test_directory_that_is_replaced_is_found_again(either: Kubelet) -> None:
             either.replace_dir()
             either.restart()
             either.wait_for(RESOURCE, healthy=1, timeout=4.0)
+
+
+def test_directory_that_is_replaced_while_we_turn_to_it(kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between our look at what is there and our watch on it, it is something else again."""
+    faults, real = [OSError(errno.ENOENT, "No such file or directory")] * 2, inotify.Inotify.add
+
+    class Late(inotify.Inotify):
+        def add(self, path: str, mask: int) -> int:
+            if path == kubelet.device_plugins and faults and os.path.exists(os.path.join(kubelet.root, "gone")):
+                raise faults.pop()
+            return real(self, path, mask)
+
+    monkeypatch.setattr(inotify, "Inotify", Late)
+    with serving(kubelet, Rack("a")):
+        kubelet.wait_for(RESOURCE, healthy=1)
+        os.rename(kubelet.device_plugins, os.path.join(kubelet.root, "gone"))
+        os.mkdir(kubelet.device_plugins)
+        wait_until(lambda: not faults, "both tries")
+        kubelet.restart()
+        kubelet.wait_for(RESOURCE, healthy=1, timeout=2.0)
 
 
 def test_kubelets_whole_tree_is_made_anew(either: Kubelet) -> None:
@@ -162,7 +183,7 @@ def test_lock_directory_that_cannot_be_used_blocks_the_resource_until_it_can(
         service = service_of(daemon)
         wait_until(lambda: service.role is Role.BLOCKED, "the block")
         assert locks in service.error
-        assert "must be there, writable and shared" in service.error
+        assert "shared by all instances" in service.error
         os.unlink(locks)
         kubelet.wait_for(RESOURCE, healthy=1, timeout=3.0)
         assert service.role is Role.ACTIVE

@@ -93,7 +93,7 @@ def test_clients_that_come_and_go_leave_nothing(kubelet: Kubelet) -> None:
                 with connected(path) as client:
                     client.sendall(PREFACE + SETTINGS)
             assert plugin_calls.options(kubelet, RESOURCE)
-            return process.num_fds()
+            return int(process.num_fds())
 
         few = visits(20)
         many = min(visits(100) for _ in range(3))
@@ -106,11 +106,9 @@ def test_bytes_that_are_no_message_are_an_error_of_the_caller(kubelet: Kubelet, 
     with serving(kubelet, Rack("a")) as daemon:
         kubelet.wait_for(RESOURCE, healthy=1)
         with channel_to(path_of(kubelet, daemon)) as channel:
+            call = channel.unary_stream if method == "ListAndWatch" else channel.unary_unary
             with pytest.raises(grpc.RpcError) as caught:
-                if method == "ListAndWatch":
-                    next(channel.unary_stream(SERVICE + method)(b"\xff\xff\xff", timeout=5.0))
-                else:
-                    channel.unary_unary(SERVICE + method)(b"\xff\xff\xff", timeout=5.0)
+                list(call(SERVICE + method)(b"\xff\xff\xff", timeout=5.0))
             assert caught.value.code() is grpc.StatusCode.INTERNAL
         assert kubelet.admit(Pod.requesting(RESOURCE))
 

@@ -35,6 +35,10 @@ class Stuck:
         self.entered.set()
         self.released.wait(30.0)
 
+    def found(self) -> Iterable[Device]:
+        self.hang()
+        return ()
+
 
 @pytest.fixture
 def stuck() -> Iterator[Stuck]:
@@ -167,7 +171,7 @@ def test_hanging_discovery_leaves_the_devices_as_they_were(kubelet: Kubelet, stu
 
 def test_plugin_that_hangs_from_the_start_hides_nobody(kubelet: Kubelet, stuck: Stuck) -> None:
     rack = Rack("a", settings=SHORT)
-    rack.found = lambda: stuck.hang() or []
+    rack.found = stuck.found
     with serving(kubelet, Rack("o", resource=OTHER), rack) as daemon:
         kubelet.wait_for(OTHER, healthy=1)
         other_is_well(kubelet)
@@ -239,7 +243,7 @@ def test_slow_vendor_of_one_resource_does_not_delay_the_lists_of_another(kubelet
     with serving(kubelet, rack, other) as daemon:
         kubelet.wait_for(RESOURCE, healthy=1)
         kubelet.wait_for(OTHER, healthy=1)
-        rack.found = lambda: stuck.hang() or []
+        rack.found = stuck.found
         rack.event()
         assert stuck.entered.wait(5.0)
         look: Callable[[], None] = other.event

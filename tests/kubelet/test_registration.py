@@ -7,6 +7,7 @@ import os
 import queue
 import re
 import stat
+from contextlib import ExitStack
 
 import pytest
 
@@ -18,6 +19,10 @@ from deviceplugin.kubelet.lifecycle import Phase
 from deviceplugin.testing import Kubelet, plugin_calls
 from tests.kubelet.reception import reception
 from tests.kubelet.serving import RESOURCE, Rack, overlaps, service_of, serving, wait_until
+
+
+def preparing(prepares: bool) -> Rack:
+    return Rack("a", prepare=lambda _self, _devices: None) if prepares else Rack("a")
 
 
 def test_devices_are_listed_after_one_registration(either: Kubelet) -> None:
@@ -42,8 +47,7 @@ def test_register_waits_longer_than_the_kubelet_dials() -> None:
 
 @pytest.mark.parametrize("prepares", [True, False])
 def test_register_and_the_plugin_say_the_same_options(short_root: str, prepares: bool) -> None:
-    hooks = {"prepare": lambda _self, _devices: None} if prepares else {}
-    with reception(short_root) as desk, serving(short_root, Rack("a", **hooks)) as daemon:
+    with reception(short_root) as desk, serving(short_root, preparing(prepares)) as daemon:
         said = desk.next().request.options
         assert said == service_of(daemon).registrar._handlers.options()
         assert said.pre_start_required is prepares
@@ -51,8 +55,7 @@ def test_register_and_the_plugin_say_the_same_options(short_root: str, prepares:
 
 @pytest.mark.parametrize("prepares", [True, False])
 def test_options_follow_from_what_a_plugin_overrides(kubelet: Kubelet, prepares: bool) -> None:
-    hooks = {"prepare": lambda _self, _devices: None} if prepares else {}
-    with serving(kubelet, Rack("a", **hooks)):
+    with serving(kubelet, preparing(prepares)):
         kubelet.wait_for(RESOURCE, healthy=1)
         assert plugin_calls.options(kubelet, RESOURCE) == pb.DevicePluginOptions(pre_start_required=prepares, get_preferred_allocation_available=True)
 
@@ -81,9 +84,10 @@ def test_refused_registration_is_tried_again_until_it_succeeds(either: Kubelet) 
     ],
 )
 def test_refusal_for_good_is_said_and_not_hammered(short_root: str, refusal: str, caplog: pytest.LogCaptureFixture) -> None:
-    with reception(short_root) as desk, serving(short_root, Rack("a")) as daemon:
+    with ExitStack() as stack:
+        desk = stack.enter_context(reception(short_root))
         desk.refusal = refusal
-        desk.gate.set()
+        daemon = stack.enter_context(serving(short_root, Rack("a")))
         desk.next()
         registrar = service_of(daemon).registrar
         wait_until(lambda: registrar.standing().error and registrar.standing().phase is Phase.DOWN, "the refusal")

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 import pytest
 
 from deviceplugin.daemon import Daemon
-from deviceplugin.kubelet.paths import Paths
 from deviceplugin.service import Role
 from deviceplugin.testing import Kubelet, Pod
 from tests.kubelet.serving import RESOURCE, Rack, put_files, running, service_of, serving, wait_until
@@ -72,18 +71,15 @@ def test_three_instances_serve_one_after_another(either: Kubelet) -> None:
     put_files(either, "a")
     with running(either) as first, running(either) as second, running(either) as third:
         alive = {one.pid: one for one in (first, second, third)}
-        for gone in range(3):
+        wait_until(lambda: sum("ready to take over" in one.log() for one in alive.values()) == 2, "the standbys")
+        while alive:
+            wait_until(lambda: any("the kubelet reads the list" in one.log() for one in alive.values()), "an instance that serves")
             either.wait_for(RESOURCE, healthy=1)
-            either.wait_until(lambda: either.streams(RESOURCE) == 1, "one stream")
-            serving_now = [one for one in alive.values() if one.log().count("the kubelet reads the list")]
-            wait_until(lambda: len([one for one in alive.values() if "ready to take over" in one.log()]) >= 2 - gone, "the standbys")
-            (active,) = serving_now or [one for one in alive.values() if one.log().count("the kubelet reads the list")]
+            (active,) = (one for one in alive.values() if "the kubelet reads the list" in one.log())
             mark = len(either.events)
             active.end(signal.SIGKILL)
             del alive[active.pid]
-            if alive:
-                either.wait_for_event("list", RESOURCE, since=mark)
-                wait_until(lambda: any("the kubelet reads the list" in one.log() for one in alive.values()), "the successor's word")
+            either.wait_for_event("stream ended", RESOURCE, since=mark)
 
 
 def test_late_end_of_the_old_instance_does_not_cost_the_new_one_its_devices(kubelet: Kubelet) -> None:

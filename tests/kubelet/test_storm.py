@@ -57,22 +57,23 @@ class Storm(RuleBasedStateMachine):
 
     @rule(same_inode=st.booleans())
     def restart(self, same_inode: bool) -> None:
-        if self.kubelet.running and os.path.exists(self.kubelet.socket):
-            self.kubelet.restart(same_inode=same_inode)
+        if same_inode and self.kubelet.running and os.path.exists(self.kubelet.socket):
+            with suppress(FileNotFoundError):
+                self.kubelet.restart(same_inode=True)
         else:
             self.kubelet.stop()
-            self.kubelet.start()
-        self.look_at_pods()
+        self.start()
 
     @precondition(lambda self: self.kubelet.running)
     @rule(unlink=st.booleans())
     def kill(self, unlink: bool) -> None:
         self.kubelet.stop(unlink=unlink)
 
-    @precondition(lambda self: not self.kubelet.running)
     @rule()
     def start(self) -> None:
-        self.kubelet.start()
+        while not self.kubelet.running:
+            with suppress(FileNotFoundError):  # a socket of ours that it was about to remove had gone by itself
+                self.kubelet.start()
         self.look_at_pods()
 
     @precondition(lambda self: self.kubelet.running)
@@ -98,7 +99,8 @@ class Storm(RuleBasedStateMachine):
             os.rename(self.kubelet.device_plugins, os.path.join(tempfile.mkdtemp(dir=self.root), "gone"))
             os.mkdir(self.kubelet.device_plugins)
         else:
-            self.kubelet.wipe_dir()
+            with suppress(FileNotFoundError):
+                self.kubelet.wipe_dir()
 
     @rule()
     def lose_our_socket(self) -> None:
@@ -165,7 +167,7 @@ class Storm(RuleBasedStateMachine):
         assert not any(self.streams), self.kubelet.events.last(30)
 
     def settled(self) -> bool:
-        kinds = [event.kind for event in self.kubelet.events if event.resource == RESOURCE and event.kind in ("stream opened", "list")]
+        kinds = [event.kind for event in self.kubelet.events if event.kind in ("kubelet started", "stream opened", "list")]
         return self.kubelet.streams(RESOURCE) == 1 and kinds[-1:] == ["list"] and self.kubelet.healthy(RESOURCE) == self.well
 
     def describe(self) -> str:

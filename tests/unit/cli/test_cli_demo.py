@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import psutil
 import pytest
 
 from deviceplugin import cli, demo
@@ -74,6 +80,21 @@ def test_fault_that_spreads_is_owned_up_to(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().out.endswith("This step did not do what it says.\n")
 
 
+def test_handover_that_leaves_a_gap_is_owned_up_to(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def deafen(stage: Stage) -> None:
+        """Without the standby's socket nobody can hand over to it: it takes over when the lock is free."""
+        for path in Path(stage.paths.locks).glob("*.heir"):
+            path.unlink()
+
+    machine = Gpus()
+    kept = ("A machine", "Start the daemon", "Start a second", "Tell the first")
+    *before, handover = (step for step in machine.steps if step[0].startswith(kept))
+    machine.steps = (*before, ("Deafen the second", deafen), handover)
+    monkeypatch.setattr(Stage, "patience", 5.0)
+    assert demo.main(machine=machine) == 1
+    assert re.search(r"without all its devices for \d+\.\d ms\n", capsys.readouterr().out)
+
+
 def test_gpus_that_are_not_the_best_linked_are_owned_up_to(capsys: pytest.CaptureFixture[str]) -> None:
     machine = Gpus()
     machine.links = {**machine.links, frozenset((0, 5)): 6}  # a cable that NVML knows nothing of
@@ -115,3 +136,28 @@ def test_time_without_devices_counts_every_moment_from_the_first_loss_to_the_ful
     at(8, "list", healthy=8)
     assert seconds_without(stage, mark) == 3.0
     assert seconds_without(stage, 0) == 4.0
+
+
+@pytest.mark.parametrize("end", [signal.SIGHUP, signal.SIGINT])
+def test_demo_that_is_ended_leaves_nothing_behind(end: signal.Signals) -> None:
+    command = [sys.executable, "-m", "deviceplugin", "demo", "--machine", "cameras"]
+    environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+        assert process.stdout is not None
+        stage = next(psutil.Process(process.pid) for line in process.stdout if "had the list of devices" in line)
+        (daemon,) = stage.children()
+        place = daemon.cmdline()[daemon.cmdline().index("--root") + 1]
+        process.send_signal(end)
+        assert process.wait(10) == 128 + end
+    assert not daemon.is_running()
+    assert not os.path.exists(place)
+
+
+def test_reader_who_has_seen_enough_is_no_failure() -> None:
+    command = [sys.executable, "-m", "deviceplugin", "demo", "--machine", "cameras"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(10)) == ("", 0)
