@@ -42,8 +42,10 @@ class Plugin:
     """Seconds between two looks at the hardware when nothing calls for one sooner. Plugins that override :meth:`watch` keep it as a safety net."""
 
     sharing: Mapping[str, Sharing] = MappingProxyType({})
-    """How the configuration shares resources out, by the name that the plugin gives each: for what must be told elsewhere, as labels are. The framework
-    sets it, before :meth:`start` and whenever it changes, and makes the shares."""
+    """How the configuration shares resources out, by the name that the plugin gives each: for what must be told elsewhere, as labels are.
+
+    The framework sets it, before :meth:`start` and whenever it changes, and makes the shares.
+    """
 
     def __init__(self, config: Any = None, host: Host | None = None) -> None:
         self.config = config

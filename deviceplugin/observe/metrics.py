@@ -79,7 +79,7 @@ class DaemonCollector(Collector):
         checks = readiness(daemon)
         yield _gauge("build_info", "Version of the program, as a label.", ("version",), [((deviceplugin.__version__,), 1)])
         yield _gauge("ready", "Whether everything is as it should be (/readyz says what is not).", (), [((), int(all(one.ok for one in checks)))])
-        yield _gauge("config_error", "Whether the configuration file was wrong when it was last read again.", (), [((), int(bool(daemon.config_error)))])
+        yield _gauge("config_error", "Whether the configuration file was wrong when last read again.", (), [((), int(bool(daemon.config_error)))])
         holdings = daemon.podresources.holdings.get()
         if holdings.taken_at:
             said_at = time.time() - (time.monotonic() - holdings.taken_at)

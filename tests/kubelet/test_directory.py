@@ -55,17 +55,26 @@ def test_directory_that_is_replaced_is_found_again(either: Kubelet) -> None:
 
 def test_directory_that_is_replaced_while_we_turn_to_it(kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between our look at what is there and our watch on it, it is something else again."""
-    faults, real = [OSError(errno.ENOENT, "No such file or directory")] * 2, inotify.Inotify.add
+    faults: list[OSError] = []
 
-    class Late(inotify.Inotify):
+    class Late:
+        def __init__(self, real: inotify.Inotify) -> None:
+            self.real = real
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.real, name)
+
         def add(self, path: str, mask: int) -> int:
-            if path == kubelet.device_plugins and faults and os.path.exists(os.path.join(kubelet.root, "gone")):
+            if path == kubelet.device_plugins and faults:
                 raise faults.pop()
-            return real(self, path, mask)
+            return self.real.add(path, mask)
 
-    monkeypatch.setattr(inotify, "Inotify", Late)
-    with serving(kubelet, Rack("a")):
+    with serving(kubelet, Rack("a")) as daemon:
         kubelet.wait_for(RESOURCE, healthy=1)
+        monkeypatch.setattr(daemon._watch, "_inotify", Late(daemon._watch._inotify))
+        kubelet.restart()  # wakes the watch, which reads the real one's events until then
+        kubelet.wait_for(RESOURCE, healthy=1)
+        faults += [OSError(errno.ENOENT, "No such file or directory")] * 2
         os.rename(kubelet.device_plugins, os.path.join(kubelet.root, "gone"))
         os.mkdir(kubelet.device_plugins)
         wait_until(lambda: not faults, "both tries")
