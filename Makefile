@@ -53,7 +53,7 @@ protos: $(VENV)/.deps ## generate deviceplugin/kubelet/*_pb2.py from proto/
 	PYTHON=$(BIN)/python tools/protos.sh
 
 sanitize: $(VENV)/.deps ## run the native tests under AddressSanitizer and UBSan
-	PYTHON=$(BIN)/python tools/sanitize.sh
+	PYTHON="$(CURDIR)/$(BIN)/python" tools/sanitize.sh
 
 bench: $(VENV)/.built ## measure, beside peers and oracles (Go for the client)
 	$(BIN)/python -m bench
