@@ -281,7 +281,7 @@ class Endpoint:
             self._streams[stream] = sent
             if first:
                 self._on_change()
-            if gone.wait(COALESCE):
+            if self._stopping.wait(COALESCE):
                 return
 
     def _info(self) -> reg.PluginInfo:
