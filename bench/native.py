@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the native modules are beside their plain Python twins: ``python bench/native.py [rounds]``, after ``setup.py build_ext --inplace``.
+"""The native modules beside their plain Python twins: the median of 15 rounds, after the two sides have given the same answer.
 
-Each figure is the median of the rounds (15 unless said otherwise), and the two sides have given the same answer before they are timed. The twins
-are written to be plain, not fast: the one of the policies looks at the whole list each time, where the native table is made once for each list.
+The twins are written to be plain, not fast: the one of the policies looks at the whole list each time, where the native table is made once for each
+list.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from bench.report import table
 from deviceplugin._native import encoding, inotify
 from deviceplugin.allocation import POLICIES, Row, Table
 from tests.oracles import allocation as allocation_oracle
@@ -28,12 +24,6 @@ from tests.oracles import encoding as encoding_oracle
 from tests.oracles import inotify as inotify_oracle
 
 Case = tuple[str, Callable[[], object], Callable[[], object]]
-
-
-def machine() -> str:
-    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    cpus = len(os.sched_getaffinity(0))
-    return f"{names[0] if names else platform.machine()}, {cpus} CPUs, Linux {platform.release()}, Python {platform.python_version()}"
 
 
 def encodings() -> Iterator[Case]:
@@ -91,18 +81,12 @@ def median(call: Callable[[], object], rounds: int) -> float:
     return statistics.median(figures)
 
 
-def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    print(f"{machine()}; median of {rounds}\n")
-    print(f"| {'':44} | {'native':>12} | {'twin':>12} | {'ratio':>6} |")
-    print(f"|{'-' * 46}|{'-' * 13}:|{'-' * 13}:|{'-' * 7}:|")
+def report(rounds: int = 15) -> str:
+    rows: list[list[object]] = []
     for cases in (encodings(), choices(), events()):
         for what, native, twin in cases:
             if native() != twin():
                 raise SystemExit(f"{what}: the two do not agree")
             fast, slow = median(native, rounds), median(twin, rounds)
-            print(f"| {what:44} | {fast:9,.1f} us | {slow:9,.1f} us | {slow / fast:6.1f} |")
-
-
-if __name__ == "__main__":
-    main()
+            rows.append([what, f"{fast:,.1f}", f"{slow:,.1f}", f"{slow / fast:.1f}"])
+    return table("Native code and its twin in Python, us", ["what", "native", "twin", "twin / native"], rows)

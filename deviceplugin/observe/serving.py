@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import deviceplugin
+from deviceplugin._native import memory
 from deviceplugin.config import ConfigError, Settings
 from deviceplugin.daemon import Daemon, make_plan
 from deviceplugin.kubelet.paths import Paths, identify
@@ -115,6 +116,7 @@ class Process:
 
     def run(self) -> int:
         """Serves until told to stop. Returns the exit status. Raises ConfigError before anything has started."""
+        memory.one_arena()
         settings = self._read()
         host = Host(self._root, settings.node_name or os.uname().nodename)
         formats.setup(settings.log_format, settings.log_level)
@@ -177,6 +179,7 @@ class Process:
             if not self._stopping:
                 self._server = StatusServer(daemon)
                 self._server.start()
+        memory.trim()
 
     def _reload(self, daemon: Daemon) -> None:
         """All of the new settings or none of them."""
