@@ -43,7 +43,9 @@ class _Call:
     hook: str
     run: Callable[[], Any]
     started: float
-    done: threading.Event = field(default_factory=threading.Event)
+    gate: threading.Lock = field(default_factory=threading.Lock)
+    """Held until the hook has answered: an Event would be a lock, a condition and a list more, on every Allocate."""
+    done: bool = False
     result: Any = None
     error: BaseException | None = None
     abandoned: bool = False
@@ -79,11 +81,12 @@ class Hooks:
         function = getattr(self.plugin, hook)
         collect = hook in ("discover", "prefer")
         call = _Call(hook, (lambda: _collect(hook, function(*args))) if collect else (lambda: function(*args)), time.monotonic())
+        call.gate.acquire()
         self._submit(call)
-        finished = call.done.wait(limit)
+        finished = call.gate.acquire(timeout=limit)
         if not finished:
             with self._lock:
-                call.abandoned = not call.done.is_set()
+                call.abandoned = not call.done
                 if call.abandoned:
                     self._hung[id(call)] = call
         self._tally.time("hook_seconds", time.monotonic() - call.started, plugin=self.name, hook=hook)
@@ -128,7 +131,8 @@ class Hooks:
             except BaseException as error:  # noqa: BLE001 - whatever a vendor's code raises is handed to the caller, SystemExit too
                 call.error = error
             with self._lock:
-                call.done.set()
+                call.done = True
+                call.gate.release()
                 self._hung.pop(id(call), None)
                 closed = self._closed
                 if not closed:
