@@ -3,8 +3,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer's allocator is in the place of the C library's"
+)
 
 ARENAS = """
 import ctypes, re, threading
