@@ -32,7 +32,7 @@ class Faults:
 
     @contextmanager
     def slow_reader(self) -> Iterator[None]:
-        """The kubelet reads no further list: after the message in hand, flow control stops the plugin."""
+        """The kubelet reads one more list and no further: then flow control stops the plugin."""
         with _closed(self._reader):
             yield
 
@@ -49,6 +49,10 @@ class Faults:
     def delay_dial(self, caller: Caller) -> None:
         if self.dial_delay:
             caller.cancelled.wait(caller.remaining(self.dial_delay))
+
+    @property
+    def reads_slowly(self) -> bool:
+        return not self._reader.is_set()
 
     def pause_reader(self) -> None:
         self._reader.wait()
