@@ -9,13 +9,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deviceplugin.model import Device, DeviceNode, Edits, Health, Host, Mount, Recovery, Rule, Sharing, Skipped
+from deviceplugin.model import (
+    Allocation,
+    Device,
+    DeviceNode,
+    Edits,
+    Enforcement,
+    Health,
+    Host,
+    Mount,
+    Recovery,
+    Rule,
+    Sharing,
+    Skipped,
+    Verdict,
+)
 from deviceplugin.plugin import Plugin
 
 if TYPE_CHECKING:
     from deviceplugin.plugin import Plugin as _Plugin
 
-__all__ = ["Device", "DeviceNode", "Edits", "Health", "Host", "Mount", "Plugin", "Recovery", "Rule", "Sharing", "Skipped", "run"]
+__all__ = [
+    "Allocation",
+    "Device",
+    "DeviceNode",
+    "Edits",
+    "Enforcement",
+    "Health",
+    "Host",
+    "Mount",
+    "Plugin",
+    "Recovery",
+    "Rule",
+    "Sharing",
+    "Skipped",
+    "Verdict",
+    "run",
+]
 
 __version__ = "0.1.0"
 

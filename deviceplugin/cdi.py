@@ -12,12 +12,12 @@ import errno
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from deviceplugin import files
 from deviceplugin.model import DeviceNode, Edits, Host, Mount
 
 DYNAMIC = "/var/run/cdi"
@@ -123,13 +123,9 @@ class SpecDirectory:
         """Puts the spec into its file, whole or not at all, mode 0644; False if the file holds it already. Raises CdiError."""
         content, target = spec.to_json(), os.path.join(self._at, spec.file_name)
         try:
-            if _same(target, content):
-                return False
-            os.makedirs(self._at, mode=0o755, exist_ok=True)
-            _replace(target, content)
+            return files.replace(target, content)
         except OSError as error:
             raise CdiError(f"CDI spec {self._path}/{spec.file_name} cannot be written: {_advice(error)}", error.errno or 0) from error
-        return True
 
     def remove(self, kind: str) -> bool:
         """Removes the file that :meth:`write` makes for ``kind``; False if there is none. Others that describe the kind stay. Raises CdiError."""
@@ -192,30 +188,6 @@ def _is_of_kind(content: bytes, kind: str) -> bool:
 
 def _file_name(kind: str) -> str:
     return kind.replace("/", "-") + ".json"
-
-
-def _same(path: str, content: bytes) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(content) + 1) == content
-    except FileNotFoundError:
-        return False
-
-
-def _replace(path: str, content: bytes) -> None:
-    directory, name = os.path.split(path)
-    # Runtimes read only *.json and *.yaml, so they never see the file before it is whole.
-    fd, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=directory)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            os.fchmod(fd, 0o644)
-            file.flush()
-            os.fsync(fd)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _advice(error: OSError) -> str:

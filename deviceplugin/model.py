@@ -33,6 +33,19 @@ class Health(enum.Enum):
     UNKNOWN = "unknown"
 
 
+class Enforcement(enum.Enum):
+    """What keeps a container to the devices that it was given."""
+
+    HARD = "hard"
+    """The kernel or the hardware of this node: the device cgroup, a mount, a cache mask. The container cannot get around it."""
+    TAGGED = "tagged"
+    """Something elsewhere, by a tag that the container carries and could change: a server's rule for a job id."""
+    ADVISORY = "advisory"
+    """The container is told what is its own; nothing stops it from using more."""
+    NONE = "none"
+    """Nothing. The devices are counted."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceNode:
     """A device file that a container gets.
@@ -100,6 +113,9 @@ class Device:
         devices of one container set one variable to different values, it becomes the values joined by commas, in the order of the device ids.
     ``attributes``, ``capacity``
         Facts for people and selectors: ``{"model": "T4"}``, ``{"memory": 16 << 30}``. Attribute names are C identifiers of at most 32 characters.
+    ``enforcement``
+        What keeps a container that was given others from using this one. By default hard for a device that comes with files, mounts or CDI names,
+        which only its holder's container gets, advisory for one that comes with variables or annotations, and else none.
     ``incarnation``
         Something that changes with each reset of the unit, where the hardware tells: it clears faults that only a reset clears.
     """
@@ -118,6 +134,7 @@ class Device:
     attributes: Mapping[str, Attribute]
     capacity: Mapping[str, int]
     incarnation: str
+    enforcement: Enforcement
 
     def __init__(
         self,
@@ -136,6 +153,7 @@ class Device:
         attributes: Mapping[str, Attribute] = MappingProxyType({}),
         capacity: Mapping[str, int] = MappingProxyType({}),
         incarnation: str = "",
+        enforcement: Enforcement | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "id", id)
@@ -152,6 +170,32 @@ class Device:
         put(self, "attributes", _frozen(attributes))
         put(self, "capacity", _frozen(capacity))
         put(self, "incarnation", incarnation)
+        put(self, "enforcement", enforcement or self._implied())
+
+    def _implied(self) -> Enforcement:
+        if self.nodes or self.mounts or self.cdi:
+            return Enforcement.HARD
+        return Enforcement.ADVISORY if self.envs or self.annotations else Enforcement.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What one container holds of one resource, as the kubelet says. ``devices`` are sorted by id, each once."""
+
+    namespace: str
+    pod: str
+    container: str
+    resource: str
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether what an allocation promises holds. ``enforced`` is None where that cannot be seen; ``detail`` says why it is not, or what was done."""
+
+    allocation: Allocation
+    enforced: bool | None
+    detail: str = ""
 
 
 class Recovery(enum.Enum):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from deviceplugin.model import Device, Edits, Host, Rule, Sharing, Skipped
+from deviceplugin.model import Allocation, Device, Edits, Host, Rule, Sharing, Skipped, Verdict
 
 
 class Plugin:
@@ -85,6 +85,21 @@ class Plugin:
         """
         raise NotImplementedError
 
+    def reconcile(self, allocations: Sequence[Allocation]) -> Iterable[Verdict]:
+        """Compares what every container holds with what is really so, mends what it can, and says of each allocation whether it is enforced.
+
+        Called soon after containers came or went and every 10 s, and only with a list that the kubelet gave just now: what is not in it is held by
+        nobody, but for containers that are just starting and ordinary init containers, which the kubelet leaves out. An allocation without a verdict
+        counts as not looked at. Never called twice at once; the other hooks may run meanwhile.
+        """
+        raise NotImplementedError
+
+    def uninstall(self, remove: bool) -> Iterable[str]:
+        """Yields a line for each thing that the plugin has left on the node and that outlives it, as ``directory /sys/fs/resctrl/x``; removes each
+        before it yields it if ``remove``. Called in a process of its own, without :meth:`start`, when nobody serves the plugin any more.
+        """
+        raise NotImplementedError
+
     def watch(self) -> Iterator[object]:
         """Yields, whatever it likes, each time the hardware may have changed; :meth:`discover` is called soon after. Blocks in between."""
         raise NotImplementedError
@@ -96,7 +111,7 @@ class Plugin:
         """Called once when the plugin is no longer needed. :meth:`watch` should end soon after."""
 
 
-OPTIONAL = ("allocate", "prefer", "prepare", "watch")
+OPTIONAL = ("allocate", "prefer", "prepare", "reconcile", "uninstall", "watch")
 
 
 def overrides(plugin: Plugin | type[Plugin], hook: str) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from deviceplugin import files
 from deviceplugin.events import Scope
 from deviceplugin.hooks import HookFailed, Hooks
 from deviceplugin.inventory import Held, Inventory, Transition
@@ -225,7 +225,7 @@ class Scanner:
         if not self._state_file:
             return
         try:
-            write_atomically(self._state_file, json.dumps(self.inventory.book.dump()))
+            files.replace(self._state_file, json.dumps(self.inventory.book.dump()).encode(), 0o600)
         except OSError as error:
             reason = error.strerror or str(error)
             if reason != self._unsaved:  # once per reason, and tried again with each look
@@ -233,19 +233,3 @@ class Scanner:
             self._unsaved = reason
             return
         self._unsaved = ""
-
-
-def write_atomically(path: str, text: str) -> None:
-    """All of the file or none of it, also after a crash."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise

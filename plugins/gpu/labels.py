@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
-from deviceplugin import Host
+from deviceplugin import Host, files
 from deviceplugin._native import nvml
 
 FILE: Final = "/etc/kubernetes/node-feature-discovery/features.d/gfd"
@@ -103,25 +102,7 @@ class LabelFile:
     def write(self, values: Mapping[str, str]) -> bool:
         """Puts the labels into the file, whole or not at all; False if it holds them already. Raises OSError."""
         text = "".join(f"{key}={values[key]}\n" for key in sorted(values))
-        try:
-            with open(self._path, encoding="utf-8") as file:
-                if file.read() == text:
-                    return False
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
-        directory, name = os.path.split(self._path)
-        fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.write(text)
-                os.fchmod(fd, 0o644)
-                file.flush()
-                os.fsync(fd)
-            os.replace(temporary, self._path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        return True
+        return files.replace(self._path, text.encode())
 
     def remove(self) -> bool:
         """Takes the labels off the node; False if there were none. Raises OSError."""

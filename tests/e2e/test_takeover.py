@@ -22,7 +22,7 @@ TAKEOVERS = 20  # for each signal
 PERIOD = 0.1  # seconds between two pods
 KEPT = 2.0  # seconds before a pod is deleted again
 RESOURCE = "example.com/fuse"
-IN_THE_GAP = ("no healthy devices present", "rpc failed with err: rpc error: code = Canceled", "rpc failed with err: rpc error: code = Unavailable")
+IN_THE_GAP = re.compile(r"no healthy devices present|rpc error: code = (Canceled|Unavailable)")
 
 
 @dataclass
@@ -141,9 +141,10 @@ def test_standby_takes_over_when_the_active_instance_is_killed(node: Node, pair:
     )
     assert len(found) >= TAKEOVERS - 2  # two ends of streams may fall into one gap
     assert p99 < 50
-    # While no stream is open the kubelet refuses what arrives, by itself: "no healthy devices present". Nothing that a plugin does after it was
-    # killed can change that, only how long it lasts. A gap shorter than PERIOD meets one pod at most; nothing else may fail.
-    assert {name: text for name, text in arrivals.failed.items() if not any(known in text for known in IN_THE_GAP)} == {}
+    # While no stream is open the kubelet refuses what arrives, by itself ("no healthy devices present"), and so it does a pod whose Allocate was
+    # under way when the plugin was killed ("code = Unavailable"). Nothing that a plugin does after it was killed can change that, only how long it
+    # lasts. A gap shorter than PERIOD meets one pod at most; nothing else may fail.
+    assert {name: text for name, text in arrivals.failed.items() if IN_THE_GAP.search(text) is None} == {}
     assert len(arrivals.failed) <= len(found)
 
 

@@ -320,9 +320,9 @@ def test_full_disk_costs_the_memory_of_faults_and_nothing_else(
     real = open
 
     def full(path: object, mode: str = "r", **options: object) -> object:
-        return real("/dev/full" if "w" in mode and ".tmp" in str(path) else path, mode, **options)  # type: ignore[call-overload]
+        return real(*(("/dev/full", "wb") if "x" in mode else (path, mode)), **options)  # type: ignore[call-overload]
 
-    monkeypatch.setattr("deviceplugin.scanner.open", full, raising=False)
+    monkeypatch.setattr("deviceplugin.files.open", full, raising=False)
     rack = Rack("a", "b")
     state = os.path.join(kubelet.root, "var/lib/deviceplugin")
     with serving(kubelet, rack):
