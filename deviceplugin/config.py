@@ -89,6 +89,7 @@ class Deadlines(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     allocate: Annotated[float, msgspec.Meta(gt=0, le=30)] = 5.0
     prefer: Annotated[float, msgspec.Meta(gt=0, le=30)] = 1.0
     prepare: Annotated[float, msgspec.Meta(gt=0, le=29)] = 25.0
+    reconcile: Seconds = 10.0
     start: Seconds = 30.0
 
     def by_hook(self) -> dict[str, float]:

@@ -21,8 +21,9 @@ from deviceplugin.kubelet.podresources import PodResources
 from deviceplugin.kubelet.watch import DirectoryWatch
 from deviceplugin.model import Health, Host, Sharing
 from deviceplugin.plugin import Plugin
+from deviceplugin.reconciler import Reconciler
 from deviceplugin.scanner import Scanner
-from deviceplugin.service import Service
+from deviceplugin.service import Role, Service
 from deviceplugin.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class Daemon:
         self.events: deque[Transition] = deque(maxlen=EVENTS_KEPT)
         self.config_error = ""
         self.scanners: Mapping[str, Scanner] = {}
+        self.reconcilers: Mapping[str, Reconciler] = {}
+        """By the plugin's label, of the plugins that have the hook."""
         self.services: Mapping[str, Service] = {}
         self.conflicts: Mapping[str, str] = {}
         self._owners: dict[str, str] = {}
@@ -96,6 +99,7 @@ class Daemon:
             self.scanners = {one.settings.label: self._scanner(one) for one in self.plan.plugins}
         for scanner in self.scanners.values():
             scanner.start()
+        self._reconcile()
         self.podresources.start()
 
     def apply(self, plan: Plan) -> None:
@@ -121,6 +125,7 @@ class Daemon:
             self._drop(name)
         for scanner in made.values():
             scanner.start()
+        self._reconcile()
         if plan.settings.resources != old.settings.resources or plan.settings.registration != old.settings.registration:
             for scanner in kept.values():
                 scanner.share(sharing)
@@ -145,6 +150,8 @@ class Daemon:
         for thread in stopping:
             thread.join(max(0.0, deadline - time.monotonic()))
         self.podresources.stop()
+        for reconciler in self.reconcilers.values():
+            reconciler.stop()
 
     def wait_first_scan(self, timeout: float) -> bool:
         """Whether every plugin has looked once within ``timeout`` seconds."""
@@ -177,6 +184,32 @@ class Daemon:
             unknown_after=settings.unknown_after,
             state_file=os.path.join(self.plan.settings.state_directory or self.paths.state, f"health-{settings.label}.json"),
         )
+
+    def _reconcile(self) -> None:
+        """Gives each plugin that has the hook a reconciler, and ends those of plugins that are gone."""
+        before, now = self.reconcilers, {}
+        for label, scanner in self.scanners.items():
+            if scanner.hooks.has("reconcile"):
+                kept = before.get(label)
+                now[label] = (
+                    kept if kept is not None and kept.hooks is scanner.hooks else Reconciler(scanner.hooks, self.tally, self._serves(scanner))
+                )
+        self.reconcilers = now
+        for label, reconciler in before.items():
+            if now.get(label) is not reconciler:
+                reconciler.stop()
+        for label, reconciler in now.items():
+            if before.get(label) is not reconciler:
+                reconciler.start()
+
+    def _serves(self, scanner: Scanner) -> Callable[[], dict[str, Snapshot]]:
+        """What this instance itself gives out of a plugin's resources: behind another instance it mends nothing."""
+
+        def snapshots() -> dict[str, Snapshot]:
+            mine = {name for name, service in self.services.items() if service.role is Role.ACTIVE}
+            return {name: one for name, one in scanner.inventory.snapshots.items() if name in mine}
+
+        return snapshots
 
     def _watcher(self, advertised: str) -> bool:
         settings = self.plan.settings
@@ -256,6 +289,8 @@ class Daemon:
     def _on_view(self) -> None:
         for scanner in self.scanners.values():
             scanner.recheck()
+        for reconciler in self.reconcilers.values():
+            reconciler.view(self.podresources.holdings.get())
 
     def _on_directory(self, name: str) -> None:
         for service in self.services.values():

@@ -19,9 +19,11 @@ from prometheus_client.registry import Collector
 import deviceplugin
 from deviceplugin.daemon import Daemon
 from deviceplugin.kubelet.lifecycle import Phase
-from deviceplugin.model import Health
+from deviceplugin.model import Enforcement, Health
 from deviceplugin.observe.readiness import readiness
+from deviceplugin.observe.status import audit_of
 from deviceplugin.observe.words import utf8
+from deviceplugin.reconciler import allocations
 from deviceplugin.service import Role
 from deviceplugin.tally import BUCKETS
 
@@ -47,6 +49,8 @@ _COUNTERS = {
     "podresources_failures": ("podresources_failures", "Questions who holds what that the kubelet did not answer.", ("code",)),
 }
 
+_ENFORCED = (("true", True), ("false", False), ("unknown", None))
+
 _HISTOGRAMS = {
     "rpc_seconds": ("rpc_duration_seconds", "Time to answer a call of the kubelet.", ("resource", "call")),
     "hook_seconds": ("hook_duration_seconds", "Time that a plugin's code took.", ("plugin", "hook")),
@@ -71,6 +75,7 @@ class DaemonCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from self._process()
         yield from self._resources()
+        yield from self._enforcement()
         yield from self._plugins()
         yield from self._tally()
 
@@ -110,6 +115,26 @@ class DaemonCollector(Collector):
         yield _gauge("streams", "ListAndWatch streams that are open.", by, streams)
         yield _gauge("stream_lag_generations", "Lists that the slowest stream was not sent yet.", by, lag)
         yield _gauge("list_generation", "Number of the current list; it grows with every change that the kubelet sees.", by, generation)
+
+    def _enforcement(self) -> Iterator[Metric]:
+        tiers, verdicts = [], []
+        holdings = self._daemon.podresources.holdings.get()
+        for name, service in sorted(self._daemon.services.items()):
+            snapshot, audit = service.cell.get(), audit_of(self._daemon, service)
+            seen = Counter(row.device.enforcement for row in snapshot.rows)
+            tiers += [((name, one.value), seen[one]) for one in Enforcement if seen[one]]
+            if service.role is Role.ACTIVE and holdings.fresh:
+                found = Counter(audit.enforced(name, [held.holder])[0] for held in allocations({name: snapshot}, holdings))
+                verdicts += [((name, word), found[value]) for word, value in _ENFORCED]
+        yield _gauge(
+            "devices_enforcement",
+            "Devices in the list by what keeps others from using them, replicas counted each.",
+            ("resource", "enforcement"),
+            tiers,
+        )
+        yield _gauge(
+            "allocations_held", "Containers that hold some of it, by whether that is seen to be enforced.", ("resource", "enforced"), verdicts
+        )
 
     def _plugins(self) -> Iterator[Metric]:
         shift = time.time() - time.monotonic()

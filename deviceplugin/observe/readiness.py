@@ -49,6 +49,7 @@ def liveness(daemon: Daemon) -> tuple[str, ...]:
     """The threads that must run and do not, which only a restart mends. A hook that hangs is no reason: a restart would hang in it again."""
     running = {thread.name for thread in threading.enumerate()}
     wanted = ["watch-kubelet", "podresources", *(f"scan-{label}" for label in daemon.scanners)]
+    wanted += [f"reconcile-{label}" for label in daemon.reconcilers]
     wanted += [f"register-{name}" for name, service in daemon.services.items() if service.role is Role.ACTIVE]
     return tuple(name for name in wanted if name not in running)
 

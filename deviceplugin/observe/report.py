@@ -97,10 +97,11 @@ def _show_devices(screen: Screen, resources: Iterable[ResourceStatus], *, live: 
             name = first.device + (f" (x{len(replicas)})" if resource.replicas > 1 else "")
             numa = ",".join(map(str, first.numa_nodes)) or "-"
             known = (duration(first.age_seconds), _holders(replicas)) if live else ()
+            known = (_enforcement(replicas), *known)
             rows.append((resource.name, name, _health(first), numa, *known, _facts(first)))
     if rows:
         screen.line()
-        screen.table(("RESOURCE", "DEVICE", "HEALTH", "NUMA", *(("FOR", "HELD BY") if live else ()), "?ATTRIBUTES"), rows)
+        screen.table(("RESOURCE", "DEVICE", "HEALTH", "NUMA", "ENFORCED", *(("FOR", "HELD BY") if live else ()), "?ATTRIBUTES"), rows)
 
 
 def _by_device(resource: ResourceStatus) -> list[list[DeviceStatus]]:
@@ -131,6 +132,16 @@ def _held(resource: ResourceStatus) -> str:
 
 def _health(device: DeviceStatus) -> Cell:
     return Cell(f"{device.health}: {device.cause}" if device.cause else device.health, _HEALTH_STYLE.get(device.health, ""))
+
+
+def _enforcement(replicas: Sequence[DeviceStatus]) -> Cell:
+    """How strongly, and whether that was seen to hold for whoever has it."""
+    tier = replicas[0].enforcement
+    if broken := [one for one in replicas if one.enforced is False]:
+        return Cell(f"{tier}: NOT ENFORCED" + (f": {broken[0].enforcement_detail}" if broken[0].enforcement_detail else ""), "bad")
+    if any(one.enforced for one in replicas):
+        return Cell(f"{tier}, verified", "good")
+    return Cell(tier, "" if tier == "hard" else "warn")
 
 
 def _holders(replicas: Sequence[DeviceStatus]) -> Cell:

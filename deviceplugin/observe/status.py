@@ -20,8 +20,11 @@ from deviceplugin.kubelet.podresources import Holdings
 from deviceplugin.model import Health
 from deviceplugin.observe.readiness import Check, owner_name, readiness, waits_for
 from deviceplugin.observe.words import utf8
+from deviceplugin.reconciler import Audit
 from deviceplugin.scanner import ScanReport
 from deviceplugin.service import Role, Service
+
+_NO_AUDIT = Audit()
 
 
 class _Struct(msgspec.Struct, frozen=True, rename="camel"):
@@ -58,6 +61,12 @@ class DeviceStatus(_Struct, frozen=True):
     capacity: Mapping[str, int]
     held_by: tuple[ContainerStatus, ...] | None
     """Who holds it, as the kubelet said last (``podResources`` says when); null if it never said."""
+    enforcement: str
+    """What keeps others from using it, as the plugin says: ``hard``, ``tagged``, ``advisory`` or ``none``."""
+    enforced: bool | None
+    """Whether the plugin has seen that this holds for whoever holds it; null if nobody does or it cannot be seen."""
+    enforcement_detail: str
+    """Why it does not hold, or why that is not known; mostly empty."""
 
 
 class ResourceStatus(_Struct, frozen=True):
@@ -187,6 +196,7 @@ class Clock:
 def take(daemon: Daemon, clock: Clock | None = None) -> Status:
     """The picture of a running daemon. Safe from any thread; it holds no lock while it looks."""
     clock = clock or Clock()
+    refused = daemon.config_error  # before the checks, so that they know of whatever is shown here
     checks = readiness(daemon, clock.now)
     holdings = daemon.podresources.holdings.get()
     return Status(
@@ -200,9 +210,9 @@ def take(daemon: Daemon, clock: Clock | None = None) -> Status:
         ready=all(check.ok for check in checks),
         checks=checks,
         plugins=tuple(plugin_status(one.inventory, one.report, clock, one.hooks.hung()) for one in daemon.scanners.values()),
-        resources=tuple(resource_status(one.cell.get(), holdings, clock, one) for _, one in sorted(daemon.services.items())),
+        resources=tuple(resource_status(one.cell.get(), holdings, clock, one, audit_of(daemon, one)) for _, one in sorted(daemon.services.items())),
         pod_resources=PodResourcesStatus(clock.age(holdings.taken_at) if holdings.taken_at else None, utf8(holdings.error)),
-        config_error=utf8(daemon.config_error),
+        config_error=utf8(refused),
         events=tuple(
             HealthEvent(clock.time(one.at), one.plugin, utf8(one.unit), one.before.value if one.before else "", one.after.value, utf8(one.cause))
             for one in tuple(daemon.events)
@@ -224,7 +234,13 @@ def plugin_status(inventory: Inventory, report: ScanReport, clock: Clock, hung: 
     )
 
 
-def resource_status(snapshot: Snapshot, holdings: Holdings, clock: Clock, service: Service | None = None) -> ResourceStatus:
+def audit_of(daemon: Daemon, service: Service) -> Audit:
+    """What the plugin behind a service last found out about its allocations."""
+    reconciler = daemon.reconcilers.get(service.cell.get().hooks.name)
+    return reconciler.audit if reconciler is not None else Audit()
+
+
+def resource_status(snapshot: Snapshot, holdings: Holdings, clock: Clock, service: Service | None = None, audit: Audit = _NO_AUDIT) -> ResourceStatus:
     """One resource; without its service, as it would be advertised."""
     active = service is not None and service.role is Role.ACTIVE
     standing = service.registrar.standing() if service is not None and active else None
@@ -245,12 +261,13 @@ def resource_status(snapshot: Snapshot, holdings: Holdings, clock: Clock, servic
         healthy=counts[Health.HEALTHY],
         unhealthy=counts[Health.UNHEALTHY],
         unknown=counts[Health.UNKNOWN],
-        devices=tuple(_device(snapshot.resource, row, holdings, clock) for row in snapshot.rows),
+        devices=tuple(_device(snapshot.resource, row, holdings, clock, audit) for row in snapshot.rows),
     )
 
 
-def _device(resource: str, row: Row, holdings: Holdings, clock: Clock) -> DeviceStatus:
+def _device(resource: str, row: Row, holdings: Holdings, clock: Clock, audit: Audit) -> DeviceStatus:
     holders = holdings.holders(resource, row.id)
+    enforced, detail = audit.enforced(resource, holders)
     return DeviceStatus(
         id=row.id,
         device=row.device.id,
@@ -263,4 +280,7 @@ def _device(resource: str, row: Row, holdings: Holdings, clock: Clock) -> Device
         attributes={key: utf8(value) if isinstance(value, str) else value for key, value in row.device.attributes.items()},
         capacity={utf8(key): value for key, value in row.device.capacity.items()},
         held_by=tuple(ContainerStatus(one.namespace, one.pod, one.container) for one in holders) if holdings.taken_at else None,
+        enforcement=row.device.enforcement.value,
+        enforced=enforced,
+        enforcement_detail=utf8(detail) if holders else "",
     )

@@ -12,6 +12,7 @@ from typing import Literal
 from deviceplugin import Device, Edits, Health, Host, Plugin, Skipped
 from deviceplugin._native.nvml import Gpu as NvmlGpu
 from deviceplugin._native.nvml import Snapshot, State
+from deviceplugin.labels import LabelFile
 from deviceplugin.plugins.gpu import discovery, labels, xid
 from deviceplugin.plugins.gpu.choice import shares
 from deviceplugin.plugins.gpu.config import GpuConfig
@@ -59,7 +60,7 @@ class Gpu(Plugin):
         self._session = Session(self.host, self.config.library, tree.here("/"), clock)
         self._recall = discovery.Recall()
         self._judge = Judge(self.config.faults, self.config.monitor_timeout)
-        self._labels, self._unlabelled = labels.LabelFile(self.host), ""
+        self._labels, self._unlabelled = LabelFile(self.host, labels.FILE), ""
         self._count = 0
         self._last: tuple[Device, ...] = ()
         self._view = _View()
@@ -86,8 +87,10 @@ class Gpu(Plugin):
         numa = {gpu.uuid: discovery.numa_nodes(self.host, gpu) for gpu in gpus}
         chosen = [one for one in candidates if isinstance(one, discovery.Candidate)]
         unserved = self._serve(chosen)
+        enforcement = self.injector.enforcement
         devices = tuple(
-            discovery.device(one, _without(verdicts[one.gpu.uuid], one.resource in unserved), numa[one.gpu.uuid], snapshot) for one in chosen
+            discovery.device(one, _without(verdicts[one.gpu.uuid], one.resource in unserved), numa[one.gpu.uuid], snapshot, enforcement)
+            for one in chosen
         )
         self._view = self._see(snapshot, chosen, numa)
         self._last = devices
@@ -155,17 +158,7 @@ class Gpu(Plugin):
             self._last = ()
             return
         for device in self._last:
-            yield Device(
-                device.id,
-                unit=device.unit,
-                resource=device.resource,
-                health=Health.UNKNOWN,
-                cause="driver",
-                numa_nodes=device.numa_nodes,
-                attributes=device.attributes,
-                capacity=device.capacity,
-                incarnation=device.incarnation,
-            )
+            yield replace(device, health=Health.UNKNOWN, cause="driver")
 
     def _serve(self, chosen: Iterable[discovery.Candidate]) -> dict[str, str]:
         """Sees to it that MPS runs where it is configured. Answers with the resources that cannot be had, and why."""

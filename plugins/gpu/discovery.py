@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from deviceplugin import Device, Host, Skipped, sysfs
+from deviceplugin import Device, Enforcement, Host, Skipped, sysfs
 from deviceplugin._native.nvml import Gpu, Mig, Snapshot
 from deviceplugin.plugins.gpu.config import GpuConfig
 from deviceplugin.plugins.gpu.filters import refusal
@@ -142,7 +142,7 @@ def _uneven_singles(kept: Sequence[Gpu], config: GpuConfig) -> str:
     return uneven(pool)
 
 
-def device(candidate: Candidate, verdict: Verdict, numa: Iterable[int], snapshot: Snapshot) -> Device:
+def device(candidate: Candidate, verdict: Verdict, numa: Iterable[int], snapshot: Snapshot, enforcement: Enforcement) -> Device:
     gpu, mig = candidate.gpu, candidate.mig
     capability = "" if gpu.compute_capability is None else "{}.{}".format(*gpu.compute_capability)
     facts: dict[str, str | int | bool | None] = {
@@ -177,6 +177,7 @@ def device(candidate: Candidate, verdict: Verdict, numa: Iterable[int], snapshot
         attributes={name: value[:_LONGEST] if isinstance(value, str) else value for name, value in facts.items() if value not in ("", None)},
         capacity={name: amount for name, amount in capacity.items() if amount > 0},
         incarnation=verdict.incarnation,
+        enforcement=enforcement,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from deviceplugin import DeviceNode, Edits, Host, Mount
+from deviceplugin import DeviceNode, Edits, Enforcement, Host, Mount
 from deviceplugin._native import nvml
 from deviceplugin.cdi import DYNAMIC, STATIC, CdiError, SpecDirectory, published, qualified
 from deviceplugin.plugins.gpu import driver, mps
@@ -122,6 +122,13 @@ class Injector:
         self._specs = _Specs()
         self._toolkit: dict[str, tuple[tuple[int, ...], frozenset[str]]] = {}
         self._log = logging.getLogger(__name__)
+
+    @property
+    def enforcement(self) -> Enforcement:
+        """With device-specs or CDI the device cgroup lets a container open its own GPUs only. The others are requests to a runtime that a pod
+        can make as well, with a variable or a mount of its own.
+        """
+        return Enforcement.HARD if self._strategies & {"device-specs", *_CDI_STRATEGIES} else Enforcement.ADVISORY
 
     def refresh(self, snapshot: nvml.Snapshot) -> None:
         """Brings the CDI specs up to date, where the strategy needs them; before the devices of the snapshot are advertised.

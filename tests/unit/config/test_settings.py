@@ -79,7 +79,7 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest_known_one(path: 
 
 
 def test_a_key_that_is_like_no_other_is_answered_with_all_known_ones() -> None:
-    assert "unknown key 'zzz', known here: allocate, discover, prefer, prepare, start" in mistake(changed("plugins", 0, "deadlines", "zzz", to=1))
+    assert "unknown key 'zzz', known here: allocate, discover, prefer, prepare, reconcile, start" in mistake(changed("plugins", 0, "deadlines", "zzz", to=1))
 
 
 def test_all_unknown_keys_are_told_at_once_each_on_its_line() -> None:

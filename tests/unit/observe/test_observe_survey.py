@@ -40,8 +40,8 @@ def test_what_would_be_advertised_is_shown_with_what_is_left_out_and_why() -> No
     assert found.ok
     lines = text(found).splitlines()
     assert lines[1].split() == ["example.com/told", "told", "2", "1", "1"]
-    assert lines[4].split() == ["example.com/told", "good", "healthy", "1", "model=T4"]
-    assert lines[5].split() == ["example.com/told", "sick", "unhealthy:", "xid:", "79", "0"]
+    assert lines[4].split() == ["example.com/told", "good", "healthy", "1", "none", "model=T4"]
+    assert lines[5].split() == ["example.com/told", "sick", "unhealthy:", "xid:", "79", "0", "none"]
     assert "left out by plugin told: 0000:01:00.0: bound to vfio-pci" in lines
     assert any(line.startswith("left out by plugin told: bad: device bad: device file 'dev/x'") for line in lines)
     assert report.verdict(found) == "1 resource, 2 devices, 2 left out"
