@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -127,21 +127,35 @@ class SpecDirectory:
         except OSError as error:
             raise CdiError(f"CDI spec {self._path}/{spec.file_name} cannot be written: {_advice(error)}", error.errno or 0) from error
 
+    def has(self, kind: str) -> bool:
+        """Whether the file that :meth:`write` makes for ``kind`` is there and describes it. Raises CdiError."""
+        name = _file_name(kind)
+        try:
+            with open(os.path.join(self._at, name), "rb") as file:
+                return _is_of_kind(file.read(MAX_BYTES), kind)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise CdiError(f"CDI spec {self._path}/{name} cannot be read: {_advice(error)}", error.errno or 0) from error
+
     def remove(self, kind: str) -> bool:
         """Removes the file that :meth:`write` makes for ``kind``; False if there is none. Others that describe the kind stay. Raises CdiError."""
         name = _file_name(kind)
-        target = os.path.join(self._at, name)
         try:
-            with open(target, "rb") as file:
-                content = file.read(MAX_BYTES)
-            if not _is_of_kind(content, kind):
+            if not self.has(kind):
                 return False
-            os.unlink(target)
+            os.unlink(os.path.join(self._at, name))
         except FileNotFoundError:
             return False
         except OSError as error:
             raise CdiError(f"CDI spec {self._path}/{name} cannot be removed: {_advice(error)}", error.errno or 0) from error
         return True
+
+    def leftovers(self, kinds: Iterable[str], remove: bool) -> Iterator[str]:
+        """For :meth:`deviceplugin.Plugin.uninstall`: a line for each file of these kinds, removed if so wished. Raises CdiError."""
+        for kind in kinds:
+            if self.remove(kind) if remove else self.has(kind):
+                yield f"CDI spec {self._path}/{_file_name(kind)}"
 
 
 def published(path: str, kind: str) -> frozenset[str]:

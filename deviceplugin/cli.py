@@ -53,10 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     convert.add_argument("file", metavar="FILE")
     convert.add_argument("--from", metavar="PEER", dest="peer", default="nvidia", help="whose it is (nvidia)")
 
+    uninstall = commands.add_parser("uninstall", help="remove what was left on this node, once nothing serves any more", allow_abbrev=False)
+    uninstall.add_argument("--dry-run", action="store_true", help="only list it")
+    _add_source_flags(uninstall)
+    _add_output(uninstall)
+
     commands.add_parser("version", help="print the version")
 
     args = parser.parse_args(argv)
-    functions = {"run": _run, "devices": _devices, "check": _check, "demo": _demo, "convert": _convert, "version": _version}
+    functions = {"run": _run, "devices": _devices, "check": _check, "demo": _demo, "convert": _convert, "uninstall": _uninstall, "version": _version}
     return _guarded(parser.prog, functions[args.command], args)
 
 
@@ -251,6 +256,36 @@ def _convert(args: argparse.Namespace) -> int:
     for line in converted.ignored:
         print(f"deviceplugin convert: {line}", file=sys.stderr)
     return 0
+
+
+def _uninstall(args: argparse.Namespace) -> int:
+    from deviceplugin.daemon import make_plan
+    from deviceplugin.kubelet.paths import Paths
+    from deviceplugin.model import Host
+    from deviceplugin.observe.tables import Screen, progress
+    from deviceplugin.uninstall import Busy, clean
+
+    settings = _settings(args, {})
+    plan = make_plan(settings, Host(args.root, settings.node_name or os.uname().nodename))
+    try:
+        with progress(Screen(sys.stderr)) as say:
+            done = clean(plan, Paths.below(args.root), remove=not args.dry_run, progress=say)
+    except Busy as error:
+        print(f"deviceplugin uninstall: {error}", file=sys.stderr)
+        return 1
+    if args.output == "json":
+        import msgspec
+
+        _write_json(msgspec.json.encode(done))
+    else:
+        screen = Screen(sys.stdout)
+        for line in done.found:
+            screen.line(line if args.dry_run else f"removed {line}")
+        if not done.found and not done.errors:
+            screen.line("nothing is left here")
+        for text in done.errors:
+            print(f"deviceplugin uninstall: {text}", file=sys.stderr)
+    return 1 if done.errors else 0
 
 
 def _version(_args: argparse.Namespace) -> int:

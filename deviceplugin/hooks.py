@@ -79,7 +79,7 @@ class Hooks:
         """The hook's answer (a list, where the hook returns an iterable or generator). Raises HookFailed or HookTimeout, never anything else."""
         limit = self._deadlines[hook] if deadline is None else min(deadline, self._deadlines[hook])
         function = getattr(self.plugin, hook)
-        collect = hook in ("discover", "prefer", "reconcile")
+        collect = hook in ("discover", "prefer", "reconcile", "uninstall")
         call = _Call(hook, (lambda: _collect(hook, function(*args))) if collect else (lambda: function(*args)), time.monotonic())
         call.gate.acquire()
         self._submit(call)

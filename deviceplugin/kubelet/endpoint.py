@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from deviceplugin.inventory import Snapshot
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
 from deviceplugin.kubelet import pluginregistration_v1_pb2 as reg
 from deviceplugin.kubelet.handlers import Handlers, Refused
-from deviceplugin.kubelet.paths import NAME_MAX, SUN_PATH_MAX, SocketId, abandoned, identify, listening, socket_stem
+from deviceplugin.kubelet.paths import NAME_MAX, SOCKET_NAME, SUN_PATH_MAX, SocketId, abandoned, identify, listening, socket_stem
 from deviceplugin.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ def clear_leftovers(directory: str, resource: str) -> None:
     """
     try:
         for name in os.listdir(directory):
-            match = re.fullmatch(r"\.?(.+)-[0-9a-f]{8}-[0-9]+\.sock", name)
+            match = SOCKET_NAME.fullmatch(name)
             path = os.path.join(directory, name)
             if match and match[1] == socket_stem(resource, len(match[1])) and abandoned(path):
                 os.unlink(path)

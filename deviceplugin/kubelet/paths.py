@@ -17,6 +17,10 @@ NAME_MAX = 75
 """Characters in the name of our socket: what sun_path leaves after ``/var/lib/kubelet/device-plugins/``."""
 
 
+SOCKET_NAME = re.compile(r"\.?(.+)-[0-9a-f]{8}-[0-9]+\.sock")
+"""What our sockets are called: the resource, something random and a number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Paths:
     """The node's directories as this process sees them."""

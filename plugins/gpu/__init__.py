@@ -123,6 +123,12 @@ class Gpu(Plugin):
         chosen = view.topology.choose("topology", by_place, [view.places[device.id] for device in required if device.id in view.places], size)
         return [by_place[place] for place in chosen]
 
+    def uninstall(self, remove: bool) -> Iterator[str]:
+        """The CDI specs, and the labels if they are ours."""
+        yield from self.injector.leftovers(remove)
+        if self.config.labels:
+            yield from self._labels.leftovers(remove)
+
     def watch(self) -> Iterator[object]:
         """On XIDs and other events of NVML, on changes of the driver's files, and when a GPU comes or goes."""
         return self._session.watch()

@@ -18,6 +18,9 @@ VENDOR: Final = "k8s.device-plugin.nvidia.com"
 """The vendor that NVIDIA's device plugin uses. Its files have the names of ours, so they are replaced, not doubled: a device that two files
 describe is a conflict, and runtimes refuse it."""
 
+KINDS: Final = tuple(f"{VENDOR}/{name}" for name in ("gpu", "imex-channel", "gdrcopy", "gds", "mofed"))
+"""Everything there may be a spec of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:

@@ -20,7 +20,7 @@ from deviceplugin import DeviceNode, Edits, Enforcement, Host, Mount
 from deviceplugin._native import nvml
 from deviceplugin.cdi import DYNAMIC, STATIC, CdiError, SpecDirectory, published, qualified
 from deviceplugin.plugins.gpu import driver, mps
-from deviceplugin.plugins.gpu.cdispec import VENDOR, Grant, Machine, extra_spec, gpu_spec, grant_nodes, grants, imex_spec
+from deviceplugin.plugins.gpu.cdispec import KINDS, VENDOR, Grant, Machine, extra_spec, gpu_spec, grant_nodes, grants, imex_spec
 
 Strategy = Literal["envvar", "device-specs", "volume-mounts", "cdi-annotations", "cdi-cri"]
 
@@ -146,6 +146,10 @@ class Injector:
             covered = {self._id(grant) for grant in grants(snapshot)} <= toolkit
             self._log.log(logging.INFO if covered else logging.ERROR, "CDI: %s", specs.failure)
         self._specs = specs
+
+    def leftovers(self, remove: bool) -> Iterator[str]:
+        """The CDI specs that were written, now or under another configuration. Raises CdiError."""
+        return self._directory.leftovers(KINDS, remove)
 
     def edits(self, given: Sequence[Grant], resource: str = "") -> Edits:
         """What a container that was given these GPUs needs. ``resource`` is theirs, by the plugin's name, and only MPS goes by it.

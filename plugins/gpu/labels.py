@@ -7,8 +7,6 @@ handed out whole before one that is partitioned, then the one with the most GPUs
 
 from __future__ import annotations
 
-import os
-import re
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -16,10 +14,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
-from deviceplugin import Host, files
+from deviceplugin import Host
 from deviceplugin._native import nvml
+from deviceplugin.labels import DIRECTORY, label_value
 
-FILE: Final = "/etc/kubernetes/node-feature-discovery/features.d/gfd"
+FILE: Final = f"{DIRECTORY}/gfd"
 """Where GPU Feature Discovery writes: its file is replaced, so that two do not say different things."""
 
 _DOMAIN = "nvidia.com"
@@ -27,7 +26,6 @@ _GPU = "nvidia.com/gpu"
 _MACHINE_FILE = "/sys/class/dmi/id/product_name"
 _FABRIC_COMPLETED = 3
 _MEBIBYTE = 1 << 20
-_LONGEST = 63
 _FAMILIES: Mapping[int, str] = MappingProxyType(
     {
         1: "tesla",
@@ -85,32 +83,6 @@ def labels(
     if timestamp is not None:
         found["gfd.timestamp"] = str(timestamp)
     return {f"{_DOMAIN}/{key}": label_value(found[key]) for key in sorted(found)}
-
-
-def label_value(text: str) -> str:
-    """What Kubernetes takes as a label's value: white space becomes ``-``, other characters go, and at most 63 remain."""
-    words = re.sub(r"[^A-Za-z0-9_. \t-]", "", text).split()
-    return "-".join(words)[:_LONGEST].strip("-_.")
-
-
-class LabelFile:
-    """The feature file. Node Feature Discovery does not read files whose names start with a dot, so it never sees half of one."""
-
-    def __init__(self, host: Host, path: str = FILE) -> None:
-        self._path = host.path(path)
-
-    def write(self, values: Mapping[str, str]) -> bool:
-        """Puts the labels into the file, whole or not at all; False if it holds them already. Raises OSError."""
-        text = "".join(f"{key}={values[key]}\n" for key in sorted(values))
-        return files.replace(self._path, text.encode())
-
-    def remove(self) -> bool:
-        """Takes the labels off the node; False if there were none. Raises OSError."""
-        try:
-            os.unlink(self._path)
-        except FileNotFoundError:
-            return False
-        return True
 
 
 def _versions(snapshot: nvml.Snapshot) -> dict[str, str]:

@@ -38,3 +38,14 @@ def test_a_file_that_cannot_be_written_is_said_and_takes_no_gpu_away(tmp_path: P
     (tmp_path / "etc").write_text("in the way")
     assert len(look(tmp_path, {})) == 1
     assert [record.message for record in caplog.records if "the labels cannot be written" in record.message]
+
+
+def test_labels_are_left_over_where_they_are_ours(tmp_path: Path) -> None:
+    assert look(tmp_path, {})
+    host, path = Host(str(tmp_path)), tmp_path / FILE.lstrip("/")
+    assert list(Gpu(GpuConfig(), host).uninstall(remove=True)) == [], "without labels in the configuration the file is somebody else's"
+    ours = Gpu(GpuConfig(labels=True), host)
+    assert list(ours.uninstall(remove=False)) == [f"label file {path}"]
+    assert path.exists()
+    assert list(ours.uninstall(remove=True)) == [f"label file {path}"]
+    assert list(ours.uninstall(remove=True)) == []

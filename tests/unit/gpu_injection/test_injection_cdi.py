@@ -261,3 +261,14 @@ def test_features_and_channels_have_specs_of_their_own_where_they_are(machine: M
     injector.refresh(l40s)
     assert injector.edits([gpu]).cdi[1:] == tuple(f"{vendor}/{name}" for name in ("imex-channel=0", "gdrcopy=all", "gds=all", "mofed=all"))
     assert [device["name"] for device in machine.spec("imex-channel")["devices"]] == ["0"]
+
+
+def test_the_specs_are_left_over_under_any_strategy_and_a_strangers_are_not(machine: Machine, l40s: Snapshot) -> None:
+    machine.injector(**CRI).refresh(l40s)
+    publish(machine, "/var/run/cdi/nvidia.yaml", "0")
+    later = machine.injector()
+    ours = ["CDI spec /var/run/cdi/k8s.device-plugin.nvidia.com-gpu.json"]
+    assert list(later.leftovers(remove=False)) == ours
+    assert list(later.leftovers(remove=True)) == ours
+    assert list(later.leftovers(remove=True)) == []
+    assert os.listdir(machine.path("/var/run/cdi")) == ["nvidia.yaml"]

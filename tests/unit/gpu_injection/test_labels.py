@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deviceplugin import Host
-from deviceplugin.plugins.gpu.labels import LabelFile, Sharing, label_value, labels
+from deviceplugin.plugins.gpu.labels import Sharing, labels
 from deviceplugin.testing.nvml import A100, L40S, T4, Scenario, dgx_h100, h100_mig, l40s_pcie, one_t4
 from tests.unit.gpu_injection.conftest import Machine
 
@@ -179,40 +177,3 @@ def test_no_pci_configuration_is_too_broken_to_read(tmp_path_factory: pytest.Tem
 
     found = module._vgpu([Anything()], Host(root=str(root)))  # type: ignore[list-item]
     assert set(found) <= {"vgpu.present", "vgpu.host-driver-version", "vgpu.host-driver-branch"}
-
-
-@given(st.text(max_size=90))
-def test_any_text_becomes_a_value_that_kubernetes_takes(text: str) -> None:
-    assert VALUE.fullmatch(label_value(text))
-    assert label_value(label_value(text)) == label_value(text)
-
-
-def test_the_file_is_whole_sorted_and_written_once(tmp_path: Path) -> None:
-    file = LabelFile(Host(root=str(tmp_path)))
-    path = tmp_path / "etc/kubernetes/node-feature-discovery/features.d/gfd"
-    assert not file.remove()
-    assert file.write({"b": "2", "a": "1"})
-    assert path.read_text(encoding="utf-8") == "a=1\nb=2\n"
-    assert path.stat().st_mode & 0o777 == 0o644
-    before = path.stat().st_ino
-    assert not file.write({"a": "1", "b": "2"})
-    assert path.stat().st_ino == before
-    assert file.write({"a": "1"})
-    assert os.listdir(path.parent) == ["gfd"]
-    assert file.remove()
-    assert not path.exists()
-
-
-def test_a_failure_leaves_the_labels_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = LabelFile(Host(root=str(tmp_path)))
-    file.write({"a": "1"})
-
-    def full(fd: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        file.write({"a": "2"})
-    path = tmp_path / "etc/kubernetes/node-feature-discovery/features.d"
-    assert os.listdir(path) == ["gfd"]
-    assert (path / "gfd").read_text(encoding="utf-8") == "a=1\n"
