@@ -8,7 +8,7 @@ import sys
 
 from bench.report import machine
 
-SECTIONS = ("core", "native", "linkset", "nvml", "gpu")
+SECTIONS = ("core", "native", "linkset", "nvml", "gpu", "soak")
 
 
 def main() -> None:

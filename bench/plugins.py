@@ -30,3 +30,18 @@ class Flip(Plugin):
 
     def watch(self) -> Iterator[object]:
         yield from Events(self.host, paths=["/flip"])
+
+
+class Rack(Plugin):
+    """A device for each file in ``/rack``; what a file holds is why its device is broken."""
+
+    resource = "example.com/rack"
+
+    def discover(self) -> Iterator[Device]:
+        for name in sorted(os.listdir(self.host.path("/rack"))):
+            with open(self.host.path(f"/rack/{name}"), encoding="ascii") as file:
+                cause = file.read()
+            yield Device(name, envs={"RACK": name}, health=Health.UNHEALTHY if cause else Health.HEALTHY, cause=cause)
+
+    def watch(self) -> Iterator[object]:
+        yield from Events(self.host, paths=["/rack"])
