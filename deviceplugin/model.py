@@ -11,7 +11,7 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 Attribute = bool | int | str
 
@@ -196,6 +196,25 @@ class Verdict:
     allocation: Allocation
     enforced: bool | None
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A metric that a plugin has. ``labels`` are those of its own; which device, and who holds it, the framework adds."""
+
+    documentation: str
+    kind: Literal["gauge", "counter"] = "gauge"
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One figure of now. ``device`` is the id of a device, or a unit, or empty for what is about neither; ``labels`` as the measure declares."""
+
+    measure: str
+    value: float
+    device: str = ""
+    labels: tuple[str, ...] = ()
 
 
 class Recovery(enum.Enum):

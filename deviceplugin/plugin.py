@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from deviceplugin.model import Allocation, Device, Edits, Host, Rule, Sharing, Skipped, Verdict
+from deviceplugin.model import Allocation, Device, Edits, Host, Measure, Measurement, Rule, Sharing, Skipped, Verdict
 
 
 class Plugin:
@@ -37,6 +37,9 @@ class Plugin:
     recovery: ClassVar[Mapping[str, Rule]] = MappingProxyType({})
     """When a unit may be healthy again after :meth:`discover` stopped reporting a cause, by the cause or by its part before the first colon. The
     configuration's rules come before these; a cause without a rule ends when it is no longer reported."""
+
+    measures: ClassVar[Mapping[str, Measure]] = MappingProxyType({})
+    """The metrics that :meth:`measure` has figures of, by name without the prefix, with the unit last, as Prometheus wants: ``card_power_watts``."""
 
     interval: float = 30.0
     """Seconds between two looks at the hardware when nothing calls for one sooner. Plugins that override :meth:`watch` keep it as a safety net."""
@@ -94,6 +97,10 @@ class Plugin:
         """
         raise NotImplementedError
 
+    def measure(self) -> Iterable[Measurement]:
+        """Figures for /metrics, of now. Called when they are asked for, once a second at most; has 2 s."""
+        raise NotImplementedError
+
     def uninstall(self, remove: bool) -> Iterable[str]:
         """Yields a line for each thing that the plugin has left on the node and that outlives it, as ``directory /sys/fs/resctrl/x``; removes each
         before it yields it if ``remove``. Called in a process of its own, without :meth:`start`, when nobody serves the plugin any more.
@@ -111,7 +118,7 @@ class Plugin:
         """Called once when the plugin is no longer needed. :meth:`watch` should end soon after."""
 
 
-OPTIONAL = ("allocate", "prefer", "prepare", "reconcile", "uninstall", "watch")
+OPTIONAL = ("allocate", "measure", "prefer", "prepare", "reconcile", "uninstall", "watch")
 
 
 def overrides(plugin: Plugin | type[Plugin], hook: str) -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon as Prometheus metrics, read at each scrape: nothing is kept twice. Only the status server imports this.
 
-The number of series is bounded by the configuration: labels are plugins, resources, hooks, calls and codes. The one label that comes from hardware
-is the cause of a fault; of those, each resource shows its most frequent :data:`MAX_CAUSES`.
+The number of series is bounded by the configuration: labels are plugins, resources, hooks, calls and codes. One label comes from hardware, the cause
+of a fault: of those, each resource shows its most frequent :data:`MAX_CAUSES`. Devices and pods are labels in ``measures`` only, which counts them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import deviceplugin
 from deviceplugin.daemon import Daemon
 from deviceplugin.kubelet.lifecycle import Phase
 from deviceplugin.model import Enforcement, Health
-from deviceplugin.observe.readiness import readiness
+from deviceplugin.observe.measures import Measures
+from deviceplugin.observe.readiness import readiness, ready
 from deviceplugin.observe.status import audit_of
 from deviceplugin.observe.words import utf8
 from deviceplugin.reconciler import allocations
@@ -32,6 +33,7 @@ MAX_CAUSE_LENGTH = 48
 OTHER = "other"
 
 _COUNTERS = {
+    "config_reloads": ("config_reloads", "Configurations read while running, by whether they were applied or refused.", ("result",)),
     "registrations": ("registrations", "Registrations begun with the kubelet.", ("resource",)),
     "registration_failures": ("registration_failures", "Registrations that the kubelet refused or did not answer.", ("resource", "code")),
     "lists": ("lists_sent", "Device lists sent to the kubelet.", ("resource",)),
@@ -71,6 +73,7 @@ class DaemonCollector(Collector):
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self._measures = Measures(daemon)
 
     def collect(self) -> Iterable[Metric]:
         yield from self._process()
@@ -78,17 +81,34 @@ class DaemonCollector(Collector):
         yield from self._enforcement()
         yield from self._plugins()
         yield from self._tally()
+        yield from self._measures.collect()
 
     def _process(self) -> Iterator[Metric]:
         daemon = self._daemon
         checks = readiness(daemon)
         yield _gauge("build_info", "Version of the program, as a label.", ("version",), [((deviceplugin.__version__,), 1)])
-        yield _gauge("ready", "Whether everything is as it should be (/readyz says what is not).", (), [((), int(all(one.ok for one in checks)))])
-        yield _gauge("config_error", "Whether the configuration file was wrong when last read again.", (), [((), int(bool(daemon.config_error)))])
+        yield _gauge("ready", "Whether everything is as it should be (/readyz says what is not).", (), [((), int(ready(checks)))])
+        yield from self._config()
         holdings = daemon.podresources.holdings.get()
         if holdings.taken_at:
             said_at = time.time() - (time.monotonic() - holdings.taken_at)
             yield _gauge("podresources_last_success_timestamp_seconds", "When the kubelet last said who holds what.", (), [((), said_at)])
+
+    def _config(self) -> Iterator[Metric]:
+        """Under the names that Prometheus has for its own."""
+        daemon = self._daemon
+        configuration, applied_at = daemon.plan.configuration, time.time() - (time.monotonic() - daemon.configured_at)
+        yield _gauge(
+            "config_last_reload_successful",
+            "Whether the configuration, when last read, was put into force (/readyz says why not).",
+            (),
+            [((), int(not daemon.config_error))],
+        )
+        yield _gauge("config_last_reload_success_timestamp_seconds", "When the configuration in force was put there.", (), [((), applied_at)])
+        running = (configuration.hash, utf8(configuration.variant))
+        yield _gauge(
+            "config_info", "The SHA-256 sum of the file in force, and which of its nodes this one is, as labels.", ("hash", "variant"), [(running, 1)]
+        )
 
     def _resources(self) -> Iterator[Metric]:
         role, serving, streams, lag, generation, devices, causes = [], [], [], [], [], [], []

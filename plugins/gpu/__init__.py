@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
-from deviceplugin import Device, Edits, Health, Host, Plugin, Skipped
+from deviceplugin import Device, Edits, Health, Host, Measurement, Plugin, Skipped
 from deviceplugin._native.nvml import Gpu as NvmlGpu
 from deviceplugin._native.nvml import Snapshot, State
 from deviceplugin.labels import LabelFile
@@ -17,6 +17,7 @@ from deviceplugin.plugins.gpu import discovery, labels, xid
 from deviceplugin.plugins.gpu.choice import shares
 from deviceplugin.plugins.gpu.config import GpuConfig
 from deviceplugin.plugins.gpu.driver import driver_tree
+from deviceplugin.plugins.gpu.figures import MEASURES, figures
 from deviceplugin.plugins.gpu.health import Judge, Verdict
 from deviceplugin.plugins.gpu.injection import Grant, Injector, grants
 from deviceplugin.plugins.gpu.mps import Daemons
@@ -46,6 +47,7 @@ class Gpu(Plugin):
 
     Config = GpuConfig
     config: GpuConfig
+    measures = MEASURES
 
     def __init__(self, config: GpuConfig | None = None, host: Host | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(config or GpuConfig(), host)
@@ -122,6 +124,10 @@ class Gpu(Plugin):
         by_place = {view.places[device_id]: device for device_id, device in devices.items()}
         chosen = view.topology.choose("topology", by_place, [view.places[device.id] for device in required if device.id in view.places], size)
         return [by_place[place] for place in chosen]
+
+    def measure(self) -> Iterator[Measurement]:
+        """What NVML measures now, and the XIDs that were told."""
+        return figures(self._session.glance(), self._judge.xids)
 
     def uninstall(self, remove: bool) -> Iterator[str]:
         """The CDI specs, and the labels if they are ours."""

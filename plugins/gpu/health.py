@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from deviceplugin import Health, Recovery, Rule
 from deviceplugin._native import nvml
@@ -60,6 +61,8 @@ class Judge:
         self._timeout = monitor_timeout
         self._memory: dict[str, _Memory] = {}
         self._began: float | None = None
+        self.xids: Mapping[tuple[str, int], int] = MappingProxyType({})
+        """How often each XID was told since this began, by UUID and code. Replaced as a whole, so any thread may read it."""
 
     def hear(self, events: Iterable[Event]) -> None:
         """Takes events. One that NVML ties to no GPU could be any's: it is said, and what NVML says of each is looked at anyway."""
@@ -70,6 +73,8 @@ class Judge:
             if not event.uuid:
                 log.error("NVML tells of %s without saying of which GPU", words)
                 continue
+            key = event.uuid, event.data
+            self.xids = MappingProxyType({**self.xids, key: self.xids.get(key, 0) + 1})
             cause = f"xid:{event.data}"
             action = self._faults.action(cause)
             level = logging.INFO if action == "ignore" else logging.WARNING

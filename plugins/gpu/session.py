@@ -93,6 +93,16 @@ class Session:
         self._drop()  # an unloaded driver leaves its library without use, also when it is loaded again
         return self._nvml.snapshot(topology=topology) if self._open() and self._nvml is not None else None
 
+    def glance(self) -> Snapshot | None:
+        """What NVML says now, links included, for figures; None while it is not open or fails. From any thread: it changes nothing here."""
+        current = self._nvml
+        if current is None or current.state is not State.READY:
+            return None
+        try:
+            return current.snapshot()
+        except (NvmlError, ValueError):  # ValueError: it was closed a moment ago. The next look says what is wrong
+            return None
+
     def heard(self) -> tuple[list[Event], Watched | None]:
         """The events since the last call, in order, and what is listened to, None if nothing ever was."""
         events = []
