@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from deviceplugin.model import (
     Allocation,
+    Connection,
     Device,
     DeviceNode,
     Edits,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Allocation",
+    "Connection",
     "Device",
     "DeviceNode",
     "Edits",

@@ -199,6 +199,16 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Connection:
+    """A way between two units, or from a unit to something that joins several, as a switch does, which is any other name. ``lanes`` is how many."""
+
+    unit: str
+    other: str
+    kind: str
+    lanes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Measure:
     """A metric that a plugin has. ``labels`` are those of its own; which device, and who holds it, the framework adds."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from deviceplugin.model import Allocation, Device, Edits, Host, Measure, Measurement, Rule, Sharing, Skipped, Verdict
+from deviceplugin.model import Allocation, Connection, Device, Edits, Host, Measure, Measurement, Rule, Sharing, Skipped, Verdict
 
 
 class Plugin:
@@ -97,8 +97,18 @@ class Plugin:
         """
         raise NotImplementedError
 
+    def connections(self) -> Iterable[Connection]:
+        """How the units of the last :meth:`discover` are connected: for people, who see it drawn. Called after each look."""
+        raise NotImplementedError
+
     def measure(self) -> Iterable[Measurement]:
         """Figures for /metrics, of now. Called when they are asked for, once a second at most; has 2 s."""
+        raise NotImplementedError
+
+    def advice(self) -> Iterable[str]:
+        """Yields lines for whoever administers what the devices rely on elsewhere: what must be set there, to the letter. ``deviceplugin check``
+        shows them after :meth:`discover`.
+        """
         raise NotImplementedError
 
     def uninstall(self, remove: bool) -> Iterable[str]:
@@ -118,7 +128,7 @@ class Plugin:
         """Called once when the plugin is no longer needed. :meth:`watch` should end soon after."""
 
 
-OPTIONAL = ("allocate", "measure", "prefer", "prepare", "reconcile", "uninstall", "watch")
+OPTIONAL = ("advice", "allocate", "measure", "prefer", "prepare", "reconcile", "uninstall", "watch")
 
 
 def overrides(plugin: Plugin | type[Plugin], hook: str) -> bool:

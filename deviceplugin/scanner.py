@@ -14,7 +14,7 @@ from deviceplugin import files
 from deviceplugin.events import Scope
 from deviceplugin.hooks import HookFailed, Hooks
 from deviceplugin.inventory import Held, Inventory, Transition
-from deviceplugin.model import Health, Sharing
+from deviceplugin.model import Connection, Health, Sharing
 from deviceplugin.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class Scanner:
         self.inventory = inventory
         self.hooks = hooks
         self.report = ScanReport()
+        self.connections: tuple[Connection, ...] = ()
         self._tally = tally
         self._on_publish = on_publish
         self._held = held
@@ -166,6 +167,16 @@ class Scanner:
         self.report = ScanReport(self._clock(), took)
         self._distrusted = False
         self._publish(transitions)
+        self._connect()
+
+    def _connect(self) -> None:
+        """For the picture only: a failure costs nothing else."""
+        if self.hooks.has("connections") and not any(hook == "connections" for hook, _ in self.hooks.hung()):
+            try:
+                self.connections = tuple(one for one in self.hooks.call("connections") if isinstance(one, Connection))
+            except HookFailed as error:
+                self.connections = ()
+                log.debug("%s", error)
 
     def _failed(self, text: str) -> None:
         self._tally.count("scan_failures", plugin=self.name)

@@ -31,6 +31,9 @@ MAX_CONNECTIONS = 8
 CONNECTION_LIMIT = 10.0
 """Seconds that a connection may last, however it spends them."""
 
+MAX_FOLLOWERS = 8
+"""Connections that follow the page, beside those: they last, and must not take the probes' places."""
+
 IDLE_LIMIT = 5.0
 MAX_REQUEST = 16 << 10
 RETRY = 10.0
@@ -77,7 +80,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.rfile.exhausted:
             self._answer(Page(431, f"the request has more than {MAX_REQUEST} bytes\n"))
             return
+        if self.path == "/live":
+            self._live()
+            return
         self._answer(self.server.pages.get(self.path, self.headers.get("Accept", ""), local=self._is_local()))
+
+    def _live(self) -> None:
+        if not self.server.may_follow(self.request):
+            self._answer(Page(503, f"{MAX_FOLLOWERS} follow already\n", headers=(("Retry-After", "5"),)))
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        if self.command != "HEAD":
+            for message in self.server.pages.live.follow():
+                self.wfile.write(message)
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -125,6 +143,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.address_family = family
         self.pages = pages
         self._open: dict[Any, float] = {}
+        self._following: set[Any] = set()
         self._guard = threading.Lock()
         self._ending = False
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -152,9 +171,19 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             log.debug("http: a refused client is gone: %s", error)
         return False
 
+    def may_follow(self, request: Any) -> bool:
+        """Whether there is a place for one more that lasts; then it has it, and its other place is free."""
+        with self._guard:
+            if len(self._following) >= MAX_FOLLOWERS:
+                return False
+            self._open.pop(request, None)
+            self._following.add(request)
+            return True
+
     def shutdown_request(self, request: Any) -> None:
         with self._guard:
             self._open.pop(request, None)
+            self._following.discard(request)
         super().shutdown_request(request)
 
     def serve(self) -> None:
@@ -181,7 +210,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         with self._guard:
             if self._bell >= 0:
                 os.eventfd_write(self._bell, 1)
-            requests = list(self._open)
+            requests = [*self._open, *self._following]
         for request in requests:
             _hang_up(request)
 
@@ -227,6 +256,7 @@ class StatusServer:
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(timeout=0.5)  # it may be looking up a name
+        self._pages.live.stop()
         if self._tcp is not None:
             self._tcp.end()
         if self._unix is not None:

@@ -14,7 +14,8 @@ import msgspec
 
 from deviceplugin.daemon import Daemon
 from deviceplugin.observe import status
-from deviceplugin.observe.readiness import Check, liveness, readiness
+from deviceplugin.observe.live import Live
+from deviceplugin.observe.readiness import Check, liveness, readiness, ready
 from deviceplugin.observe.words import one_line
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 TEXT = "text/plain; charset=utf-8"
 
+HTML = "text/html; charset=utf-8"
+
 INDEX = """\
+/                 the devices, drawn (for browsers)
 /metrics          for Prometheus
 /healthz          whether the process lives
 /readyz           whether it is ready; ?verbose says what that depends on
@@ -44,6 +48,7 @@ class Pages:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self.live = Live(daemon)
         self._registry: CollectorRegistry | None = None
         self._lock = threading.Lock()
 
@@ -55,7 +60,7 @@ class Pages:
             return Page(400, "not a path\n")
         match parts.path:
             case "/":
-                return Page(200, INDEX)
+                return self._home() if "text/html" in accept else Page(200, INDEX)
             case "/metrics":
                 return self._metrics(accept)
             case "/healthz" | "/livez":
@@ -71,6 +76,12 @@ class Pages:
                 return Page(403, "only from this machine\n")
         return Page(404, f"nothing here; there is\n{INDEX}")
 
+    def _home(self) -> Page:
+        from deviceplugin.observe import page
+
+        headers = (("Content-Security-Policy", page.POLICY), ("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer"))
+        return Page(200, page.document(status.take(self._daemon)), HTML, headers)
+
     def _metrics(self, accept: str) -> Page:
         from prometheus_client.exposition import choose_encoder  # 40 ms that only a scraped daemon spends
 
@@ -85,9 +96,9 @@ class Pages:
 
 def _ready(checks: tuple[Check, ...], *, verbose: bool) -> Page:
     """In the shape that kube-apiserver gave such pages: a line for each check, then the verdict."""
-    ready = all(one.ok for one in checks)
-    lines = [f"[{'+' if one.ok else '-'}] {one.name}: {one_line(one.text)}" for one in checks if verbose or not one.ok]
-    return Page(200 if ready else 503, "\n".join([*lines, "ready" if ready else "not ready", ""]))
+    well = ready(checks)
+    lines = [f"[{'+' if one.ok else '-' if one.vital else '!'}] {one.name}: {one_line(one.text)}" for one in checks if verbose or not one.ok]
+    return Page(200 if well else 503, "\n".join([*lines, "ready" if well else "not ready", ""]))
 
 
 def threads() -> str:

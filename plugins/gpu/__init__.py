@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
-from deviceplugin import Device, Edits, Health, Host, Measurement, Plugin, Skipped
+from deviceplugin import Connection, Device, Edits, Health, Host, Measurement, Plugin, Skipped
 from deviceplugin._native.nvml import Gpu as NvmlGpu
 from deviceplugin._native.nvml import Snapshot, State
 from deviceplugin.labels import LabelFile
@@ -65,6 +65,7 @@ class Gpu(Plugin):
         self._labels, self._unlabelled = LabelFile(self.host, labels.FILE), ""
         self._count = 0
         self._last: tuple[Device, ...] = ()
+        self._gpus: tuple[NvmlGpu, ...] = ()
         self._view = _View()
         self._said: dict[str, str] = {}
 
@@ -84,6 +85,7 @@ class Gpu(Plugin):
         if watched is not None and any(not watched.knows(gpu.index) for gpu in gpus if not gpu.lost):
             self._session.renew()
         snapshot = replace(snapshot, gpus=tuple(gpus))
+        self._gpus = snapshot.gpus
         self.injector.refresh(snapshot)
         candidates = list(discovery.choose(gpus, self.config))
         numa = {gpu.uuid: discovery.numa_nodes(self.host, gpu) for gpu in gpus}
@@ -124,6 +126,10 @@ class Gpu(Plugin):
         by_place = {view.places[device_id]: device for device_id, device in devices.items()}
         chosen = view.topology.choose("topology", by_place, [view.places[device.id] for device in required if device.id in view.places], size)
         return [by_place[place] for place in chosen]
+
+    def connections(self) -> Iterator[Connection]:
+        """The NVLinks that are up."""
+        return discovery.connections(self._gpus)
 
     def measure(self) -> Iterator[Measurement]:
         """What NVML measures now, and the XIDs that were told."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from deviceplugin import Device, Enforcement, Host, Skipped, sysfs
+from deviceplugin import Connection, Device, Enforcement, Host, Skipped, sysfs
 from deviceplugin._native.nvml import Gpu, Mig, Snapshot
 from deviceplugin.plugins.gpu.config import GpuConfig
 from deviceplugin.plugins.gpu.filters import refusal
@@ -207,6 +207,16 @@ def links(gpus: Sequence[Gpu], ancestors: Sequence[Sequence[int | None]], numa: 
     """How the GPUs are linked; scores as NVIDIA's allocator gives them, and NVLink through switches as well. Raises ValueError."""
     scores = [[0 if a is b else _score(a, b, ancestors) for b in gpus] for a in gpus]
     return Topology(scores, [next(iter(numa[gpu.uuid]), None) for gpu in gpus])
+
+
+def connections(gpus: Sequence[Gpu]) -> Iterator[Connection]:
+    """The NVLinks that are up, between two GPUs and to the switches that join all."""
+    for gpu in gpus:
+        for other in gpus:
+            if other.index > gpu.index and (lanes := sum(link.active and link.peer == other.index for link in gpu.links)):
+                yield Connection(gpu.uuid, other.uuid, "NVLink", lanes)
+        if lanes := sum(link.active and link.remote_type == _TO_SWITCH for link in gpu.links):
+            yield Connection(gpu.uuid, "NVSwitch", "NVLink", lanes)
 
 
 def _score(a: Gpu, b: Gpu, ancestors: Sequence[Sequence[int | None]]) -> int:
