@@ -137,7 +137,8 @@ def test_the_page_shows_the_machine_and_follows_it(browser: webdriver.Chrome, si
     picture(browser, "broken")
     assert browser.execute_script("return window.same"), "the page was never loaded again"
     assert browser.title.endswith(": devices"), "no script of a name ran"
-    assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"]  # type: ignore[no-untyped-call] == []
+    said = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    assert [one for one in said if one["level"] == "SEVERE"] == []
 
 
 def test_a_page_whose_daemon_is_gone_says_so(browser: webdriver.Chrome, site: Site, wait: Callable[[Callable[[], object], str], None]) -> None:
