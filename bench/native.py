@@ -18,11 +18,12 @@ from functools import partial
 from pathlib import Path
 
 from bench.report import table
-from deviceplugin._native import encoding, inotify
+from deviceplugin._native import encoding, inotify, sysfs
 from deviceplugin.allocation import POLICIES, Row, Table
 from tests.oracles import allocation as allocation_oracle
 from tests.oracles import encoding as encoding_oracle
 from tests.oracles import inotify as inotify_oracle
+from tests.oracles import sysfs as sysfs_oracle
 
 Case = tuple[str, Callable[[], object], Callable[[], object]]
 
@@ -68,6 +69,28 @@ def events() -> Iterator[Case]:
         yield "set a file's times and read of it", seen_by(native, "native"), seen_by(twin, "twin")
 
 
+def attributes() -> Iterator[Case]:
+    """64 devices with 20 attributes each, as links in a class lead to them: plain files, then what this machine has in sysfs."""
+    with tempfile.TemporaryDirectory() as root:
+        names = [f"attribute{number}" for number in range(20)]
+        devices = [f"/sys/devices/pci0000:00/0000:{number:02x}:00.0" for number in range(64)]
+        links = [f"/sys/class/accel/accel{number}" for number in range(64)]
+        os.makedirs(f"{root}/sys/class/accel")
+        for link, device in zip(links, devices, strict=True):
+            os.makedirs(root + device)
+            os.symlink(device, root + link)
+            for name in names:
+                Path(f"{root}{device}/{name}").write_text(f"{name} of {device}\n")
+        files = [f"{device}/{name}" for device in devices for name in names]
+        top = f"{root}/"
+        yield "read 64 x 20 files", partial(sysfs.read, top, files, 4096), partial(sysfs_oracle.read, top, files, 4096)
+        yield "read one file", partial(sysfs.read, top, files[:1], 4096), partial(sysfs_oracle.read, top, files[:1], 4096)
+        yield "list 64 directories of 20", partial(sysfs.names, top, devices), partial(sysfs_oracle.names, top, devices)
+        yield "resolve 64 links", partial(sysfs.resolve, top, links), partial(sysfs_oracle.resolve, top, links)
+    real = [str(path) for path in sorted(Path("/sys/class").glob("*/*/*")) if path.is_file() and os.access(path, os.R_OK)][:1280]
+    yield f"read {len(real):,} attributes of this machine", partial(sysfs.read, "", real, 4096), partial(sysfs_oracle.read, "", real, 4096)
+
+
 def median(call: Callable[[], object], rounds: int) -> float:
     """Microseconds for one call; short ones are timed many at a time."""
     start = time.perf_counter()
@@ -84,7 +107,7 @@ def median(call: Callable[[], object], rounds: int) -> float:
 
 def report(rounds: int = 15) -> str:
     rows: list[list[object]] = []
-    for cases in (encodings(), choices(), events()):
+    for cases in (encodings(), choices(), events(), attributes()):
         for what, native, twin in cases:
             if native() != twin():
                 raise SystemExit(f"{what}: the two do not agree")

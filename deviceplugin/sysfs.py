@@ -8,18 +8,24 @@ number.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from deviceplugin._native import sysfs as native
 from deviceplugin.model import Host, Skipped
+
+T = TypeVar("T")
 
 MAX_BYTES = 4096
 """At most so much of a file is read. The kernel gives an attribute one page (sysfs_kf_seq_show, fs/sysfs/file.c), and a page is seldom larger."""
 
-_MAX_LINKS = 40  # as the kernel's own limit, MAXSYMLINKS
+_NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR})
+_NO_FILE = _NO_DIRECTORY | {errno.EISDIR}
 _TOP = "/sys/devices"
 _STAND_IN = re.compile(r"([cb]) (\d+):(\d+)")
 
@@ -38,54 +44,44 @@ def read(host: Host, path: str) -> str | None:
 
     A directory is no such file. Reads at most :data:`MAX_BYTES`; bytes that are not UTF-8 become U+FFFD. Raises SysfsError.
     """
-    try:
-        # A FIFO that stands in for an attribute must not block the look at everything else.
-        fd = os.open(host.path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        try:
-            return os.read(fd, MAX_BYTES).decode("utf-8", "replace").rstrip("\0 \t\r\n")
-        finally:
-            os.close(fd)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
-    except OSError as error:
-        raise SysfsError(path, error.strerror or str(error)) from error
+    return _or_raise(read_many(host, (path,))[0])
+
+
+def read_many(host: Host, paths: Sequence[str]) -> list[str | SysfsError | None]:
+    """What :func:`read` says of each path, in their order; an error is returned in its place, not raised.
+
+    They are all read in one call into native code, without the interpreter's lock.
+    """
+    return [
+        found if isinstance(found, str) else None if found in _NO_FILE else _error(path, found)
+        for path, found in zip(paths, native.read(host.path(""), paths, MAX_BYTES), strict=True)
+    ]
 
 
 def entries(host: Host, path: str) -> list[str]:
     """The names in a directory, in order, with numbers by value (``1-2`` before ``1-10``); none if there is no such directory. Raises SysfsError."""
-    try:
-        return sorted(os.listdir(host.path(path)), key=_by_number)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise SysfsError(path, error.strerror or str(error)) from error
+    return _or_raise(entries_many(host, (path,))[0])
+
+
+def entries_many(host: Host, paths: Sequence[str]) -> list[list[str] | SysfsError]:
+    """What :func:`entries` says of each directory, in their order; an error is returned in its place, not raised."""
+    return [
+        found if isinstance(found, list) else [] if found in _NO_DIRECTORY else _error(path, found)
+        for path, found in zip(paths, native.names(host.path(""), paths), strict=True)
+    ]
 
 
 def realpath(host: Host, path: str) -> str:
     """Where the host's ``path`` leads once every symbolic link is followed, also an absolute one below another root. The end need not exist.
 
-    Raises SysfsError for a loop of links.
+    Raises SysfsError for a loop of links, and where the path becomes longer than the kernel allows.
     """
-    done, rest, links = "", path.split("/")[::-1], 0
-    while rest:
-        part = rest.pop()
-        if part in ("", "."):
-            continue
-        if part == "..":
-            done = done.rpartition("/")[0]
-            continue
-        try:
-            target = os.readlink(host.path(f"{done}/{part}"))
-        except OSError:  # not a link, or nothing there
-            done = f"{done}/{part}"
-            continue
-        links += 1
-        if links > _MAX_LINKS:
-            raise SysfsError(path, "too many symbolic links")
-        if target.startswith("/"):
-            done = ""
-        rest.extend(reversed(target.split("/")))
-    return done or "/"
+    return _or_raise(realpath_many(host, (path,))[0])
+
+
+def realpath_many(host: Host, paths: Sequence[str]) -> list[str | SysfsError]:
+    """What :func:`realpath` says of each path, in their order; an error is returned in its place, not raised."""
+    return [found if isinstance(found, str) else _error(path, found) for path, found in zip(paths, native.resolve(host.path(""), paths), strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,5 +214,11 @@ def usb_devices(host: Host) -> Iterator[UsbDevice | Skipped]:
         yield UsbDevice(name, directory, vendor.lower(), product.lower(), serial, int(bus), int(number))
 
 
-def _by_number(text: str) -> list[tuple[bool, int, str]]:
-    return [(not digits, int(digits or 0), other) for digits, other in re.findall(r"(\d+)|(\D+)", text)]
+def _error(path: str, number: int) -> SysfsError:
+    return SysfsError(path, os.strerror(number))
+
+
+def _or_raise(found: T | SysfsError) -> T:
+    if isinstance(found, SysfsError):
+        raise found
+    return found

@@ -3,15 +3,21 @@
 
 A plugin finds it through ``Host(root)``, or however it is told of another root. Device files are regular files that hold their kind and number,
 ``c 188:0``, as ``deviceplugin.sysfs`` reads them below another root; with ``mknod=True`` they are real ones, for those who may make them.
+
+All of it may change while a plugin runs. Every change to a file is one rename, so that nobody reads half a value, and whoever watches its directory
+(``deviceplugin.events``) is told.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+
+from deviceplugin.testing import trees
 
 _USB_CONTROLLER = "/sys/devices/pci0000:00/0000:00:14.0"
 
@@ -35,19 +41,45 @@ class SimulatedHost:
         self._mknod = mknod
         self._minors: dict[int, int] = {}
         self._usb_numbers: dict[int, int] = {}
+        self._made = itertools.count()
 
     def path(self, path: str) -> str:
         """Where the host's ``path`` is for this process."""
         return self.root.rstrip("/") + "/" + path.lstrip("/")
 
+    def populate(self, tree: Mapping[str, object] | str | os.PathLike[str]) -> None:
+        """Makes what a tree says: a mapping from the host's paths to what is there, or the name of a YAML file that holds one.
+
+        A value is the text of a file, or ``{"link": target}``, ``{"device": "c 188:0"}``, ``{"fifo": True}``, ``{"directory": True}``. What is there
+        already is replaced, a directory kept. Nothing is made unless all of the tree is right.
+
+        :raises TreeError: every mistake in it, with its place.
+        """
+        for path, entry in trees.load(tree).items():
+            at = self.path(path)
+            is_directory = os.path.isdir(at) and not os.path.islink(at)
+            if os.path.lexists(at) and is_directory != isinstance(entry, trees.Directory):
+                self.remove(path)
+            match entry:
+                case trees.Text(text):
+                    self.write(path, text)
+                case trees.Link(target):
+                    self.link(path, target)
+                case trees.DeviceFile(kind, major, minor):
+                    self.device_file(path, kind=kind, major=major, minor=minor)
+                case trees.Fifo():
+                    self.fifo(path)
+                case trees.Directory():
+                    os.makedirs(at, exist_ok=True)
+
     def write(self, path: str, text: str = "") -> str:
-        """Writes a file, atomically if it is there already, with the directories above it. Returns the host's path."""
-        at = self.path(path)
-        os.makedirs(os.path.dirname(at), exist_ok=True)
-        with open(at + "~", "w", encoding="utf-8") as file:
-            file.write(text)
-        os.rename(at + "~", at)
-        return path
+        """Writes a file, whole at once whether or not it is there already, with the directories above it. Returns the host's path."""
+
+        def make(at: str) -> None:
+            with open(at, "w", encoding="utf-8") as file:
+                file.write(text)
+
+        return self._place(path, make)
 
     def read(self, path: str) -> str:
         with open(self.path(path), encoding="utf-8") as file:
@@ -57,19 +89,11 @@ class SimulatedHost:
         """Makes or changes a symbolic link. An absolute target becomes a relative one, as the kernel and udev write them."""
         if target.startswith("/"):
             target = os.path.relpath(target, os.path.dirname(path))
-        at = self.path(path)
-        os.makedirs(os.path.dirname(at), exist_ok=True)
-        if os.path.lexists(at):
-            os.unlink(at)
-        os.symlink(target, at)
-        return path
+        return self._place(path, lambda at: os.symlink(target, at))
 
     def fifo(self, path: str) -> str:
         """A FIFO at a path: something that is neither a device nor a file, and blocks whoever opens it carelessly."""
-        at = self.path(path)
-        os.makedirs(os.path.dirname(at), exist_ok=True)
-        os.mkfifo(at)
-        return path
+        return self._place(path, os.mkfifo)
 
     def device_file(self, path: str, *, kind: str = "c", major: int = 240, minor: int | None = None) -> SimulatedDevice:
         """A device file without hardware behind it, such as ``/dev/fuse``. ``kind`` is ``c`` or ``b``; the minor is the next free one unless given.
@@ -80,10 +104,9 @@ class SimulatedHost:
             minor = self._minors.get(major, 0)
         self._minors[major] = max(self._minors.get(major, 0), minor + 1)
         number = f"{major}:{minor}"
-        at = self.path(path)
-        os.makedirs(os.path.dirname(at), exist_ok=True)
         if self._mknod:
-            os.mknod(at, 0o660 | (stat.S_IFCHR if kind == "c" else stat.S_IFBLK), os.makedev(major, minor))
+            mode = 0o660 | (stat.S_IFCHR if kind == "c" else stat.S_IFBLK)
+            self._place(path, lambda at: os.mknod(at, mode, os.makedev(major, minor)))
         else:
             self.write(path, f"{kind} {number}\n")
         return SimulatedDevice(node=path, number=number)
@@ -176,10 +199,42 @@ class SimulatedHost:
         """Gives the device a link such as ``/dev/serial/by-id/usb-...``, which goes with it when it is removed."""
         return replace(device, links=(*device.links, self.link(path, device.node)))
 
-    def remove(self, device: SimulatedDevice) -> None:
-        """Pulls the device out: its file, its links and its place in sysfs go, and with that everything below it in sysfs."""
-        for path in (device.node, *device.links):
+    def rename(self, path: str, to: str) -> str:
+        """Moves a file, a link or a directory with all that is in it, at once; a file that is at ``to`` is replaced. Returns ``to``."""
+        os.makedirs(os.path.dirname(self.path(to)), exist_ok=True)
+        os.rename(self.path(path), self.path(to))
+        return to
+
+    def remove(self, what: SimulatedDevice | str) -> None:
+        """Pulls a device out: its file, its links and its place in sysfs go, and with that everything below it in sysfs. Once more does no harm.
+
+        Of a path, the file, the link or the directory with all that is in it.
+
+        :raises FileNotFoundError: nothing is at that path.
+        """
+        if isinstance(what, str):
+            at = self.path(what)
+            if os.path.isdir(at) and not os.path.islink(at):
+                shutil.rmtree(at)
+            else:
+                os.unlink(at)
+            return
+        for path in (what.node, *what.links):
             if path and os.path.lexists(self.path(path)):
                 os.unlink(self.path(path))
-        if device.directory:
-            shutil.rmtree(self.path(device.directory), ignore_errors=True)
+        if what.directory:
+            shutil.rmtree(self.path(what.directory), ignore_errors=True)
+
+    def _place(self, path: str, make: Callable[[str], None]) -> str:
+        """Puts what ``make`` makes at a path, in place of what is there, with the directories above it. Returns the path."""
+        at = self.path(path)
+        os.makedirs(os.path.dirname(at), exist_ok=True)
+        # Not beside it: whoever lists that directory would see a file that no machine has.
+        new = f"{self.root}/.{os.getpid()}-{next(self._made)}.new"
+        make(new)
+        try:
+            os.rename(new, at)
+        except OSError:
+            os.unlink(new)
+            raise
+        return path
