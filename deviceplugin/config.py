@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration: one YAML file, strict and typed, with flags and ``DEVICEPLUGIN_*`` variables before it.
+"""What a configuration may say: strict and typed.
 
 An unknown key is an error that names its place and the nearest known key. Nothing is applied unless all of it is valid.
 """
@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,6 +19,7 @@ import msgspec.inspect
 
 from deviceplugin.checks import resource_name_error
 from deviceplugin.health import Damping
+from deviceplugin.hooks import DEADLINES
 from deviceplugin.model import Recovery, Rule
 from deviceplugin.plugin import Plugin
 
@@ -85,12 +86,13 @@ class HealthSettings(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Deadlines(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     """Seconds that each hook of a plugin may take. The kubelet waits for allocate and prefer without limit, and for prepare 30 s."""
 
-    discover: Seconds = 30.0
-    allocate: Annotated[float, msgspec.Meta(gt=0, le=30)] = 5.0
-    prefer: Annotated[float, msgspec.Meta(gt=0, le=30)] = 1.0
-    prepare: Annotated[float, msgspec.Meta(gt=0, le=29)] = 25.0
-    reconcile: Seconds = 10.0
-    start: Seconds = 30.0
+    discover: Seconds = DEADLINES["discover"]
+    allocate: Annotated[float, msgspec.Meta(gt=0, le=30)] = DEADLINES["allocate"]
+    measure: Seconds = DEADLINES["measure"]
+    prefer: Annotated[float, msgspec.Meta(gt=0, le=30)] = DEADLINES["prefer"]
+    prepare: Annotated[float, msgspec.Meta(gt=0, le=29)] = DEADLINES["prepare"]
+    reconcile: Seconds = DEADLINES["reconcile"]
+    start: Seconds = DEADLINES["start"]
 
     def by_hook(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in self.__struct_fields__}
@@ -103,6 +105,8 @@ class PluginSettings(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The name of an installed plugin, or ``module:Class``, or ``path/file.py:Class``."""
     name: str = ""
     """What it is called in logs and metrics, by default the part of ``plugin`` before the colon."""
+    enabled: bool = True
+    """Whether it runs: so that some nodes can do without it, or with it, where the others do not."""
     config: dict[str, Any] = {}
     """The plugin's own options, checked against its Config."""
     interval: Seconds | None = None
@@ -114,7 +118,35 @@ class PluginSettings(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def label(self) -> str:
-        return self.name or os.path.basename(self.plugin.partition(":")[0]).removesuffix(".py")
+        return plugin_label(self.plugin, self.name)
+
+
+def plugin_label(plugin: str, name: str) -> str:
+    """What a plugin is called: by its name, or by where it comes from."""
+    return name or os.path.basename(plugin.partition(":")[0]).removesuffix(".py")
+
+
+class Match(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """Which nodes are meant. With names and labels, both must fit."""
+
+    names: list[str] = []
+    """Patterns of node names as in a shell (``gpu-*``, ``node-[0-9]?``); one must fit."""
+    labels: dict[str, str] = {}
+    """Labels from ``labelFiles``, each with a pattern for its value; all must fit."""
+
+    def __post_init__(self) -> None:
+        if not self.names and not self.labels:
+            raise ValueError("match needs names or labels: what is meant for every node stands outside of nodes")
+
+
+class NodeSettings(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """What some nodes have otherwise."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    """What it is called in logs and metrics."""
+    match: Match
+    settings: dict[str, Any] = {}
+    """As the top of the file, over which it is laid; checked in the result."""
 
 
 class Settings(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -134,9 +166,21 @@ class Settings(_Strict, frozen=True, kw_only=True, forbid_unknown_fields=True, r
     """Seconds that a vanished device stays listed where podresources cannot tell whether a pod holds it."""
     state_directory: str = ""
     """Where faults are remembered across restarts, if not in /var/lib/deviceplugin below the root."""
+    kubernetes_events: bool = False
+    """Whether changes of health and refused configurations become Events of the node in the cluster: needs a service account that may make them."""
     node_name: str = ""
+    label_files: list[str] = []
+    """Files with labels of this node, for ``nodes`` to match: lines of ``key=value``. One that is not there has none; the last has the last word."""
+    nodes: list[NodeSettings] = []
+    """Settings for some nodes. The first that matches counts."""
 
     def __post_init__(self) -> None:
+        for path in self.label_files:
+            if not os.path.isabs(path):
+                raise ValueError(f"labelFiles: {path!r} must be an absolute path")
+        names = [one.name for one in self.nodes]
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise ValueError(f"nodes: two entries are called {twice[0]!r}: each needs a name of its own")
         labels: dict[str, int] = {}
         for i, plugin in enumerate(self.plugins):
             if plugin.label in labels:
@@ -171,76 +215,16 @@ def listen_address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-_VARIABLES: Mapping[str, tuple[str, ...]] = {
-    f"DEVICEPLUGIN_{key}": (field,)
-    for key, field in {
-        "LISTEN": "listen",
-        "LOG_FORMAT": "logFormat",
-        "LOG_LEVEL": "logLevel",
-        "REGISTRATION": "registration",
-        "NODE_NAME": "nodeName",
-    }.items()
-}
-
-
-def load(path: str | None, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings from flags, then ``DEVICEPLUGIN_*`` variables, then the file at ``path``. Raises ConfigError."""
-    raw: Any = {"version": "v1"} if path is None else read(path)
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: the file must hold a mapping that starts with 'version: v1', not {_kind(raw)}")
-    source = path or "the command line"
-    environ = os.environ if environ is None else environ
-    for variable, (key,) in _VARIABLES.items():
-        if variable in environ:
-            raw[key] = environ[variable]
-    raw.update({key: value for key, value in (flags or {}).items() if value is not None})
-    return convert(raw, Settings, source)
-
-
-def read(path: str) -> Any:
-    """The YAML document in a file. Raises ConfigError with the line of a mistake."""
-    import yaml  # 14 ms that a plugin without a file need not spend
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            return yaml.load(file, Loader=_strict_loader())  # noqa: S506 - a subclass of the safe loader
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
-        what = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise ConfigError(f"{where}: not valid YAML: {what}") from error
-
-
-def _strict_loader() -> Any:
-    """YAML's safe loader, except that a key given twice is an error instead of the last one winning in silence."""
-    import yaml
-
-    base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-    class Loader(base):  # type: ignore[misc,valid-type]
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen = set()
-            for key_node, _ in node.value:
-                if key_node.tag == "tag:yaml.org,2002:merge":  # << has no value of its own, and what it brings may be overridden
-                    continue
-                key = self.construct_object(key_node, deep=True)
-                if isinstance(key, (str, int)) and key in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", key_node.start_mark)
-                if isinstance(key, (str, int)):
-                    seen.add(key)
-            return super().construct_mapping(node, deep)
-
-    return Loader
-
-
 T = typing.TypeVar("T")
 
 
-def convert(raw: Any, kind: type[T], source: str) -> T:
-    """Checks ``raw`` against a Struct or dataclass. Raises ConfigError that names the place and, for an unknown key, the nearest known one."""
-    mistakes = [f"{source}: {text}" for text in _unknown_keys(raw, msgspec.inspect.type_info(kind), "")]
+def convert(raw: Any, kind: type[T], source: str | Callable[[str], str]) -> T:
+    """Checks ``raw`` against a Struct or dataclass. Raises ConfigError that names the place and, for an unknown key, the nearest known one.
+
+    Each message begins with ``source``, or with what it answers for the place that the message is about.
+    """
+    begin = source if callable(source) else lambda _place: source
+    mistakes = [f"{begin(place)}: {text}" for place, text in _unknown_keys(raw, msgspec.inspect.type_info(kind), "")]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     try:
@@ -250,11 +234,14 @@ def convert(raw: Any, kind: type[T], source: str) -> T:
         place, meant = _locate(raw, kind, path.rstrip("`")) if at else ("", kind)
         if message.startswith("Invalid enum value") and (allowed := typing.get_args(_struct_of(meant))):
             message += f", allowed: {', '.join(map(str, allowed))}"
-        raise ConfigError(f"{source}: {place}: {message}" if place else f"{source}: {message}") from error
+        raise ConfigError(f"{begin(place)}: {place}: {message}" if place else f"{begin(place)}: {message}") from error
 
 
-def _unknown_keys(raw: Any, kind: msgspec.inspect.Type, place: str) -> Iterator[str]:
-    """Every key that nothing reads, at any depth. Left to itself, msgspec lets them pass in dataclasses and in Structs that do not forbid them."""
+def _unknown_keys(raw: Any, kind: msgspec.inspect.Type, place: str) -> Iterator[tuple[str, str]]:
+    """Every key that nothing reads, at any depth, with its place.
+
+    Left to itself, msgspec lets them pass in dataclasses and in Structs that do not forbid them.
+    """
     match kind:
         case msgspec.inspect.StructType() | msgspec.inspect.DataclassType() if isinstance(raw, dict):
             known = {field.encode_name: field.type for field in kind.fields}
@@ -264,7 +251,7 @@ def _unknown_keys(raw: Any, kind: msgspec.inspect.Type, place: str) -> Iterator[
                 elif key != getattr(kind, "tag_field", None):
                     near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
                     hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known)) or 'none'}"
-                    yield f"{place or 'top level'}: unknown key {key!r}, {hint}"
+                    yield f"{place}.{key}" if place else str(key), f"{place or 'top level'}: unknown key {key!r}, {hint}"
         case msgspec.inspect.DictType() if isinstance(raw, dict):
             for key, value in raw.items():
                 yield from _unknown_keys(value, kind.value_type, f"{place}[{key}]")
@@ -323,10 +310,6 @@ def _struct_of(kind: Any) -> Any:
             return kind
 
 
-def _kind(value: Any) -> str:
-    return {"NoneType": "nothing", "list": "a list", "str": "text"}.get(type(value).__name__, type(value).__name__)
-
-
 def load_class(spec: str) -> type[Plugin]:
     """The plugin class that ``spec`` names: an installed plugin, ``module:Class``, or ``file.py:Class``. Raises ConfigError."""
     import importlib.metadata  # 20 ms with the next, which only those pay who name an installed plugin
@@ -363,13 +346,13 @@ def load_class(spec: str) -> type[Plugin]:
     return cls
 
 
-def plugin_config(cls: type[Plugin], raw: Mapping[str, Any], label: str) -> Any:
-    """The plugin's typed options. Raises ConfigError."""
+def plugin_config(cls: type[Plugin], raw: Mapping[str, Any], label: str, where: Callable[[str], str] = lambda _place: "") -> Any:
+    """The plugin's typed options. Raises ConfigError; ``where`` gives what its messages begin with for a place in the options."""
     if cls.Config is None:
         if raw:
-            raise ConfigError(f"plugin {label}: takes no options, but config has {', '.join(sorted(map(str, raw)))}")
+            raise ConfigError(f"{where('')}plugin {label}: takes no options, but config has {', '.join(sorted(map(str, raw)))}")
         return None
     try:
-        return convert(dict(raw), cls.Config, f"plugin {label}: config")
+        return convert(dict(raw), cls.Config, lambda place: f"{where(place)}plugin {label}: config")
     except (TypeError, NameError) as error:
-        raise ConfigError(f"plugin {label}: its Config is not usable: {error}") from error
+        raise ConfigError(f"{where('')}plugin {label}: its Config is not usable: {error}") from error

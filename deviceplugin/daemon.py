@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from deviceplugin.config import ConfigError, PluginSettings, ResourceSettings, Settings, advertised_name, load_class, plugin_config
+from deviceplugin.configfile import Configuration, check_plugins
 from deviceplugin.health import HealthBook
 from deviceplugin.hooks import Hooks
 from deviceplugin.inventory import GONE, Inventory, Snapshot, Transition
@@ -45,12 +47,16 @@ class Plan:
 
     settings: Settings
     plugins: tuple[PluginPlan, ...]
+    configuration: Configuration
+    """Where the settings come from."""
 
 
 def make_plan(settings: Settings, host: Host, classes: Mapping[str, type[Plugin]] | None = None) -> Plan:
     """Loads and checks everything that the settings name. ``classes`` are plugins given as such, by label. Raises ConfigError."""
     plans = []
     for one in settings.plugins:
+        if not one.enabled:
+            continue
         cls = (classes or {}).get(one.label) or load_class(one.plugin)
         config = plugin_config(cls, one.config, one.label)
         try:
@@ -58,7 +64,13 @@ def make_plan(settings: Settings, host: Host, classes: Mapping[str, type[Plugin]
         except Exception as error:  # a vendor's own check of its options
             raise ConfigError(f"plugin {one.label}: {type(error).__name__}: {error}") from error
         plans.append(PluginPlan(one, plugin))
-    return Plan(settings, tuple(plans))
+    return Plan(settings, tuple(plans), Configuration(settings))
+
+
+def plan_for(configuration: Configuration, host: Host, classes: Mapping[str, type[Plugin]] | None = None) -> Plan:
+    """The same from a file, of which all that is meant for other nodes is checked too. Raises ConfigError."""
+    plan = make_plan(configuration.settings, host, check_plugins(configuration, classes))
+    return dataclasses.replace(plan, configuration=configuration)
 
 
 def sharing_of(resources: Mapping[str, ResourceSettings]) -> dict[str, Sharing]:
@@ -79,7 +91,12 @@ class Daemon:
         self.plan = plan
         self.started_at = time.monotonic()
         self.events: deque[Transition] = deque(maxlen=EVENTS_KEPT)
+        self.configured_at = self.started_at
+        """When the plan was put into force, on the monotonic clock."""
+        self.on_transitions: Callable[[tuple[Transition, ...]], None] = lambda _changes: None
+        """Hears of every change of health, on the thread that found it: must not block."""
         self.config_error = ""
+        """Why another configuration was refused since, empty if none was."""
         self.scanners: Mapping[str, Scanner] = {}
         self.reconcilers: Mapping[str, Reconciler] = {}
         """By the plugin's label, of the plugins that have the hook."""
@@ -132,6 +149,7 @@ class Daemon:
             for name, service in list(self.services.items()):
                 if service.watcher != self._watcher(name):
                     self._drop(name)
+        self.configured_at = time.monotonic()
         self.config_error = ""
 
     def stop(self) -> None:
@@ -227,6 +245,7 @@ class Daemon:
     def _published(self, scanner: Scanner, transitions: tuple[Transition, ...]) -> None:
         """On the scanner's thread: hands each resource's snapshot to its service, and makes the service when the first device comes."""
         # A unit that is there and well from the start is no event.
+        self.on_transitions(transitions)
         self.events.extend(one for one in transitions if one.before is not None or one.after is not Health.HEALTHY)
         started: list[Service] = []
         emptied: list[str] = []

@@ -16,17 +16,21 @@ from typing import TYPE_CHECKING
 
 import deviceplugin
 from deviceplugin._native import memory
-from deviceplugin.config import ConfigError, Settings
-from deviceplugin.daemon import Daemon, make_plan
+from deviceplugin.config import ConfigError
+from deviceplugin.configfile import Configuration
+from deviceplugin.daemon import Daemon, plan_for
 from deviceplugin.kubelet.paths import Paths, identify
 from deviceplugin.model import Health, Host
 from deviceplugin.observe import logging as formats
+from deviceplugin.observe.configwatch import ConfigWatch
 from deviceplugin.observe.words import count
 from deviceplugin.plugin import Plugin
 from deviceplugin.service import Role
+from deviceplugin.source import is_pipe
 
 if TYPE_CHECKING:
     from deviceplugin.observe.http import StatusServer
+    from deviceplugin.observe.kubeevents import KubeEvents
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +80,12 @@ class Orders:
         os.close(self._writer)
 
     def next(self) -> tuple[str, int]:
-        """Waits for an order: ``reload``, or ``stop`` with the exit status."""
+        """Waits for an order: ``reload``, ``changed`` (reload if it matters), or ``stop`` with the exit status."""
         return self._orders.get()
+
+    def changed(self) -> None:
+        """The configuration file is not what it was."""
+        self._orders.put(("changed", 0))
 
     def lost(self) -> None:
         """The device-plugins directory is dead."""
@@ -102,27 +110,29 @@ class Orders:
 
 
 class Process:
-    """One run of the daemon. ``read`` gives the settings anew each time it is called; it raises ConfigError."""
+    """One run of the daemon. ``read`` gives the configuration anew each time it is called; it raises ConfigError."""
 
-    def __init__(self, read: Callable[[], Settings], root: str, classes: Mapping[str, type[Plugin]], source: str = "") -> None:
+    def __init__(self, read: Callable[[], Configuration], root: str, classes: Mapping[str, type[Plugin]], source: str = "") -> None:
         """``source`` is the file that the settings come from; empty when there is nothing to read again."""
         self._read = read
         self._root = root
         self._classes = classes
         self._source = source
         self._server: StatusServer | None = None
+        self._teller: KubeEvents | None = None
         self._server_lock = threading.Lock()
         self._stopping = False
 
     def run(self) -> int:
         """Serves until told to stop. Returns the exit status. Raises ConfigError before anything has started."""
         memory.one_arena()
-        settings = self._read()
+        configuration = self._read()
+        settings = configuration.settings
         host = Host(self._root, settings.node_name or os.uname().nodename)
         formats.setup(settings.log_format, settings.log_level)
-        plan = make_plan(settings, host, self._classes)
-        names = ", ".join(one.settings.label for one in plan.plugins)
-        log.info("deviceplugin %s, pid %d, plugins: %s (%s)", deviceplugin.__version__, os.getpid(), names, self._source or "from the command line")
+        plan = plan_for(configuration, host, self._classes)
+        names = ", ".join(one.settings.label for one in plan.plugins) or "none for this node"
+        log.info("deviceplugin %s, pid %d, plugins: %s (%s)", deviceplugin.__version__, os.getpid(), names, _origin(configuration))
         os.umask(0o077)
         threading.excepthook = _thread_died
         with Orders() as orders:
@@ -134,13 +144,24 @@ class Process:
             return self._serve(daemon, orders)
 
     def _serve(self, daemon: Daemon, orders: Orders) -> int:
+        self._tell(daemon)
         daemon.start()
         threading.Thread(target=self._introduce, args=(daemon,), name="introduction", daemon=True).start()
-        while (order := orders.next())[0] == "reload":
-            self._reload(daemon)
+        # What came through a pipe cannot be read again.
+        watch = ConfigWatch(daemon.plan.configuration.files, orders.changed) if self._source and not is_pipe(self._source) else None
+        if watch:
+            watch.start()
+        while (order := orders.next())[0] != "stop":
+            self._reload(daemon, told=order[0] == "reload")
+            if watch and not daemon.config_error:
+                watch.follow(daemon.plan.configuration.files)
         status = order[1]
         began = time.monotonic()
         log.info("stopping")
+        if watch:
+            watch.stop()
+        if self._teller:
+            self._teller.stop()
         with self._server_lock:
             self._stopping = True
             server = self._server
@@ -150,6 +171,20 @@ class Process:
         ending.join(max(0.0, began + STOP_LIMIT - 0.3 - time.monotonic()))
         _leave(status, began)
         return status
+
+    def _tell(self, daemon: Daemon) -> None:
+        """Begins or ends telling the cluster of what happens, as the configuration says."""
+        wanted = daemon.plan.settings.kubernetes_events
+        if wanted and self._teller is None:
+            from deviceplugin.observe.kubeevents import KubeEvents  # it brings an HTTP client and TLS
+
+            self._teller = KubeEvents(daemon.host.node_name)
+            daemon.on_transitions = self._teller.transitions
+            self._teller.start()
+        elif not wanted and self._teller is not None:
+            daemon.on_transitions = _nothing
+            self._teller.stop()
+            self._teller = None
 
     def _lost(self, orders: Orders, directory: str) -> None:
         log.error("%s was removed on the host and lives on in a mount of this container; only a new container sees the new one: leaving", directory)
@@ -181,26 +216,39 @@ class Process:
                 self._server.start()
         memory.trim()
 
-    def _reload(self, daemon: Daemon) -> None:
-        """All of the new settings or none of them."""
+    def _reload(self, daemon: Daemon, *, told: bool) -> None:
+        """All of the new settings or none of them. Unless ``told`` to, it does nothing and says nothing where the outcome is as before."""
         if not self._source:
             log.warning("SIGHUP: there is no configuration file to read again")
             return
         try:
-            settings = self._read()
-            plan = make_plan(settings, daemon.host, self._classes)
+            plan = plan_for(self._read(), daemon.host, self._classes)
         except ConfigError as error:
+            if told or str(error) != daemon.config_error:
+                daemon.tally.count("config_reloads", result="refused")
+                log.error("%s; nothing was changed", error)
+                if self._teller:
+                    self._teller.refused(str(error))
             daemon.config_error = str(error)
-            log.error("%s; nothing was changed", error)
             return
+        if not told and not daemon.config_error and plan.configuration == daemon.plan.configuration:
+            return
+        settings = plan.settings
         formats.setup(settings.log_format, settings.log_level)
         if settings.node_name != daemon.plan.settings.node_name:
             log.warning("nodeName: a change takes effect at the next start")
         daemon.apply(plan)
+        self._tell(daemon)
         with self._server_lock:
             if self._server is not None:
                 self._server.listen(settings.listen)
-        log.info("%s: applied", self._source)
+        daemon.tally.count("config_reloads", result="applied")
+        log.info("%s: applied", _origin(plan.configuration))
+
+
+def _origin(configuration: Configuration) -> str:
+    variant = f", {configuration.variant!r} of its nodes" if configuration.variant else ""
+    return f"{configuration.source}{variant}" if configuration.source else "from the command line"
 
 
 def _leave(status: int, began: float) -> None:
@@ -223,8 +271,8 @@ def _noted(_number: int, _frame: object) -> None:
     """The interpreter has written the signal to the pipe before it calls this."""
 
 
-def _nothing() -> None:
-    """There was no status server yet."""
+def _nothing(*_arguments: object) -> None:
+    """Nobody is there for it."""
 
 
 def _thread_died(died: threading.ExceptHookArgs) -> None:
