@@ -80,10 +80,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.rfile.exhausted:
             self._answer(Page(431, f"the request has more than {MAX_REQUEST} bytes\n"))
             return
-        if self.path == "/live":
+        refusal = self.server.pages.refusal(self.path, self.headers.get("Host", ""), local=self._is_local())
+        if refusal is not None:
+            self._answer(refusal)
+        elif self.path == "/live":
             self._live()
-            return
-        self._answer(self.server.pages.get(self.path, self.headers.get("Accept", ""), local=self._is_local()))
+        else:
+            self._answer(self.server.pages.get(self.path, self.headers.get("Accept", "")))
 
     def _live(self) -> None:
         if not self.server.may_follow(self.request):

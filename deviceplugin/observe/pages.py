@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import sys
 import threading
 import traceback
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 TEXT = "text/plain; charset=utf-8"
+
+_PRIVATE = frozenset({"/", "/live", "/devices", "/debug/threads"})
 
 HTML = "text/html; charset=utf-8"
 
@@ -52,8 +56,21 @@ class Pages:
         self._registry: CollectorRegistry | None = None
         self._lock = threading.Lock()
 
-    def get(self, target: str, accept: str = "", *, local: bool = True) -> Page:
-        """The page at a request's target. ``local`` is whether who asks is on this machine."""
+    def refusal(self, target: str, host: str, *, local: bool) -> Page | None:
+        """Why whoever asks may not have the page, None if he may. ``local`` is whether he is on this machine, ``host`` what he calls it.
+
+        A web site that a browser on this machine visits can have its own name lead here, and would read the answers as its own (DNS rebinding). So
+        what tells of devices and pods is given under an address, localhost or the node's name only. Prometheus may use any name for its page.
+        """
+        path = target.partition("?")[0]
+        if path == "/debug/threads" and not local:
+            return Page(403, "only from this machine\n")
+        if path in _PRIVATE and not _is_own(host, self._daemon.host.node_name):
+            return Page(403, f"{path} is not for the name {one_line(host)[:100]!r}: use the address, localhost or the node's name\n")
+        return None
+
+    def get(self, target: str, accept: str = "") -> Page:
+        """The page at a request's target."""
         try:
             parts = urlsplit(target)
         except ValueError:
@@ -70,10 +87,8 @@ class Pages:
                 return _ready(readiness(self._daemon), verbose="verbose" in parse_qs(parts.query, keep_blank_values=True))
             case "/devices":
                 return Page(200, msgspec.json.encode(status.take(self._daemon)) + b"\n", "application/json")
-            case "/debug/threads" if local:
-                return Page(200, threads())
             case "/debug/threads":
-                return Page(403, "only from this machine\n")
+                return Page(200, threads())
         return Page(404, f"nothing here; there is\n{INDEX}")
 
     def _home(self) -> Page:
@@ -92,6 +107,17 @@ class Pages:
                 self._registry = metrics.registry(self._daemon)
         encode, kind = choose_encoder(accept)
         return Page(200, encode(self._registry), kind)
+
+
+def _is_own(host: str, node: str) -> bool:
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if name in ("", "localhost", node, os.uname().nodename):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _ready(checks: tuple[Check, ...], *, verbose: bool) -> Page:

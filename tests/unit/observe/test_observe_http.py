@@ -108,7 +108,29 @@ def test_only_get_and_head_are_answered(status: StatusServer) -> None:
 
 
 def test_the_stacks_are_for_this_machine_only(daemon: Daemon) -> None:
-    assert Pages(daemon).get("/debug/threads", local=False).status == 403
+    pages = Pages(daemon)
+    refused = pages.refusal("/debug/threads?x", "10.0.0.1", local=False)
+    assert refused is not None
+    assert refused.status == 403
+    assert pages.refusal("/debug/threads", "127.0.0.1", local=True) is None
+
+
+@pytest.mark.parametrize("host", ["", "localhost", "localhost:9808", "127.0.0.1:9808", "[::1]:9808", "10.2.3.4", "node-1"])
+@pytest.mark.parametrize("path", ["/", "/live", "/devices?x=1", "/metrics"])
+def test_the_machine_is_asked_by_its_own_names(daemon: Daemon, host: str, path: str) -> None:
+    assert Pages(daemon).refusal(path, host, local=True) is None
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:9808", "127.0.0.1.evil.example", "[evil", "node-1.evil.example", "x" * 9999])
+def test_a_web_site_that_points_its_name_here_learns_nothing_of_pods(daemon: Daemon, host: str) -> None:
+    pages = Pages(daemon)
+    for path in ("/", "/live", "/devices", "/debug/threads", "/devices?"):
+        found = pages.refusal(path, host, local=True)
+        assert found is not None
+        assert found.status == 403
+        assert len(found.body) < 300
+    assert pages.refusal("/metrics", host, local=True) is None
+    assert pages.refusal("/readyz", host, local=True) is None
 
 
 def test_a_request_larger_than_the_limit_is_not_read_to_its_end(status: StatusServer) -> None:
@@ -123,6 +145,35 @@ def test_a_client_that_sends_nothing_is_hung_up_on(status: StatusServer, monkeyp
     with raw(status) as connection:
         connection.sendall(b"GET / HT")
         assert connection.recv(1) == b""
+
+
+def test_two_hundred_clients_at_once_harm_nobody(status: StatusServer) -> None:
+    """Some are answered, the others are told to come again, none waits for long."""
+    codes: list[int] = []
+
+    def ask() -> None:
+        try:
+            codes.append(get(status, "/devices")[0])
+        except (OSError, http.client.HTTPException):
+            codes.append(0)
+
+    threads = [threading.Thread(target=ask) for _ in range(200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 200 in codes
+    assert set(codes) <= {200, 503, 0}
+    eventually(lambda: get(status, "/healthz")[0] == 200)
+
+
+@pytest.mark.parametrize("target", ["/../../etc/passwd", "/%2e%2e/etc/passwd", "//etc/passwd", "/\x00", "http://[", "/" + "a" * 8000, "*", "?"])
+def test_no_path_of_a_request_reaches_the_file_system(status: StatusServer, target: str) -> None:
+    with raw(status) as connection:
+        connection.sendall(b"GET " + target.encode() + b" HTTP/1.0\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert answer.split()[1] in (b"400", b"404"), answer[:200]
+    assert b"root:" not in answer
 
 
 def test_more_clients_than_the_limit_are_refused_and_the_next_one_is_not(status: StatusServer) -> None:

@@ -182,7 +182,7 @@ class Follower:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(5)
         self.socket.connect(one.socket_path)
-        self.socket.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.socket.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         self.file = self.socket.makefile("rb")
         self.status = int(self.file.readline().split()[1])
         self.kind = next(
