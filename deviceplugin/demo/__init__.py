@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import subprocess
 import sys
@@ -24,42 +25,54 @@ MACHINES: dict[str, Callable[[], Machine]] = {"gpus": Gpus, "cameras": Cameras}
 
 
 def main(*, machine: Machine | None = None, show_log: bool = False) -> int:
-    """Plays every step on the given machine. 0 if each did what it says, else 1, with what went wrong and the daemon's last words."""
+    """Plays every step on the given machine. 0 if each did what it says, else 1, with what went wrong and the daemon's last words.
+
+    A signal ends it in order: the status is 128 and the signal's number then.
+    """
     machine = machine or Gpus()
     screen = Screen(sys.stdout)
     screen.line("A Kubernetes node in miniature: simulated hardware, a kubelet that keeps to the real")
     screen.line("one's rules, and the real daemon. Every number below is measured while you watch.")
+    outcome: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
     try:
-        with _orderly_end(), Stage(screen, machine, show_log=show_log) as stage:
-            for number, (title, step) in enumerate(machine.steps, 1):
-                stage.begin(number, title)
-                try:
-                    step(stage)
-                except BrokenPipeError:
-                    raise
-                except _NOT_AS_SAID as error:
-                    stage.failed(error)
-                    return 1
-                stage.end()
-            screen.line()
-            screen.line(f"All {len(machine.steps)} steps did what they say, in {stage.seconds:.1f} s.", style="good")
-            screen.line("Next, for your own hardware: deviceplugin check FILE, then deviceplugin run --config FILE")
-    except BrokenPipeError:
-        raise  # whoever watched has seen enough
+        with _told_to_end(outcome), Stage(screen, machine, show_log=show_log) as stage:
+            # On a thread of its own, so that a signal interrupts nothing: an exception in the middle of a step could leave a lock held that the
+            # clearing up needs.
+            stage.play(lambda: outcome.put(_play(stage)), outcome.put)
+            end = outcome.get()
     except (OSError, ValueError) as error:
         print(f"deviceplugin demo: cannot set the stage: {error}", file=sys.stderr)
         return 1
+    if isinstance(end, BaseException):
+        raise end  # for one, that whoever watched has seen enough
+    return end
+
+
+def _play(stage: Stage) -> int:
+    for number, (title, step) in enumerate(stage.machine.steps, 1):
+        stage.begin(number, title)
+        try:
+            step(stage)
+        except BrokenPipeError:
+            raise
+        except _NOT_AS_SAID as error:
+            stage.failed(error)
+            return 1
+        stage.end()
+    stage.screen.line()
+    stage.screen.line(f"All {len(stage.machine.steps)} steps did what they say, in {stage.seconds:.1f} s.", style="good")
+    stage.screen.line("Next, for your own hardware: deviceplugin check FILE, then deviceplugin run --config FILE")
     return 0
 
 
 @contextmanager
-def _orderly_end() -> Iterator[None]:
+def _told_to_end(outcome: queue.SimpleQueue[int | BaseException]) -> Iterator[None]:
     """A terminal that is closed, too, must leave no daemon and no directory behind."""
 
     def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
+        outcome.put(128 + number)  # a SimpleQueue's put may be called from wherever a signal comes
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGHUP, signal.SIGTERM)}
+    before = {number: signal.signal(number, end) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

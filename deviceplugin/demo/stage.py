@@ -72,6 +72,9 @@ class Stage:
         self.pods: list[Pod] = []
         self._show_log = show_log
         self._shown: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._player: threading.Thread | None = None
         self._began = time.monotonic()
 
     def __enter__(self) -> Stage:
@@ -89,10 +92,26 @@ class Stage:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._lock:
+            self._closed = True
         for daemon in self.daemons:
             daemon.end()
         self.kubelet.stop()
+        if self._player is not None:
+            self._player.join(0.5)  # it finds nothing there any more, or waits for what will not come: what it makes of that nobody hears
         shutil.rmtree(self.root)
+
+    def play(self, steps: Callable[[], object], failed: Callable[[BaseException], object]) -> None:
+        """Acts on a thread of its own, until the curtain falls; then whatever goes wrong was to be expected. ``failed`` hears what does before."""
+
+        def act() -> None:
+            try:
+                steps()
+            except BaseException as error:  # noqa: BLE001 - all of it is for the main thread
+                failed(error)
+
+        self._player = threading.Thread(target=act, name="steps", daemon=True)
+        self._player.start()
 
     @property
     def seconds(self) -> float:
@@ -102,6 +121,8 @@ class Stage:
     # Telling
 
     def begin(self, number: int, title: str) -> None:
+        if self._closed:
+            raise StepFailed("the stage was cleared")
         self.screen.line()
         self.screen.line(Cell(f"{number:2}. ", "dim"), Cell(title, "bold"))
 
@@ -122,6 +143,8 @@ class Stage:
             self._tell_log()
 
     def failed(self, error: BaseException) -> None:
+        if self._closed:
+            return
         self._tell_log()
         for line in str(error).splitlines() or [type(error).__name__]:
             self.screen.line("    ", line, style="bad")
@@ -148,8 +171,11 @@ class Stage:
         return next(daemon for daemon in self.daemons if daemon.running)
 
     def start_daemon(self) -> Daemon:
-        daemon = Daemon(self.root, self.config, os.path.join(self.root, f"daemon-{len(self.daemons) + 1}.log"))
-        self.daemons.append(daemon)
+        with self._lock:
+            if self._closed:
+                raise StepFailed("the stage was cleared")
+            daemon = Daemon(self.root, self.config, os.path.join(self.root, f"daemon-{len(self.daemons) + 1}.log"))
+            self.daemons.append(daemon)
         return daemon
 
     def list_after(self, mark: int, healthy: int) -> float:
