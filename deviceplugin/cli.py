@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import deviceplugin
 
 if TYPE_CHECKING:
-    from deviceplugin.config import Settings
+    from deviceplugin.configfile import Configuration
+    from deviceplugin.daemon import Plan
     from deviceplugin.observe.survey import Survey
     from deviceplugin.plugin import Plugin
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check = commands.add_parser("check", help="check a configuration: what would be advertised, and what not and why", allow_abbrev=False)
     check.add_argument("config", metavar="FILE")
     check.add_argument("--root", metavar="DIR", default="/", help="look at the tree below DIR instead of /")
+    check.add_argument("--node", metavar="NAME", dest="node_name", help="what the node of this name would run, with the devices that are here")
     check.set_defaults(plugin=[])
     _add_output(check)
 
@@ -118,14 +120,18 @@ def _given(plugins: Sequence[type[Plugin]]) -> dict[str, type[Plugin]]:
     return {one.__name__ if names.count(one.__name__) == 1 else f"{one.__module__}.{one.__name__}": one for one in plugins}
 
 
-def _settings(args: argparse.Namespace, classes: Mapping[str, type[Plugin]]) -> Settings:
-    """Raises ConfigError."""
+def _configuration(args: argparse.Namespace, classes: Mapping[str, type[Plugin]], hostname: str = "") -> Configuration:
+    """What the flags and the file say for this node. ``hostname`` stands in for the node's name where neither says it. Raises ConfigError."""
+    import dataclasses
+
     import msgspec
 
-    from deviceplugin.config import ConfigError, PluginSettings, load
+    from deviceplugin.config import ConfigError, PluginSettings
+    from deviceplugin.configfile import load
 
     flags = {"listen": "listen", "log_format": "logFormat", "log_level": "logLevel", "registration": "registration", "node_name": "nodeName"}
-    settings = load(args.config, {key: getattr(args, flag, None) for flag, key in flags.items()})
+    configuration = load(args.config, {key: getattr(args, flag, None) for flag, key in flags.items()}, hostname=hostname)
+    settings = configuration.settings
     extra = [PluginSettings(plugin=spec) for spec in args.plugin]
     if not settings.plugins:
         extra += [PluginSettings(plugin=f"{one.__module__}:{one.__qualname__}", name=label) for label, one in classes.items()]
@@ -134,9 +140,19 @@ def _settings(args: argparse.Namespace, classes: Mapping[str, type[Plugin]]) -> 
             settings = msgspec.structs.replace(settings, plugins=[*settings.plugins, *extra])
         except ValueError as error:
             raise ConfigError(f"--plugin: {error}") from error
-    if not settings.plugins:
+    if not settings.plugins and len(configuration.variants) < 2:  # with nodes, some may have nothing
         raise ConfigError(f"{args.config} names no plugin" if args.config else f"nothing to serve: give --config FILE or --plugin SPEC{_installed()}")
-    return settings
+    return dataclasses.replace(configuration, settings=settings)
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    """What a daemon would run here, for commands that do without one. Raises ConfigError."""
+    from deviceplugin.daemon import plan_for
+    from deviceplugin.model import Host
+
+    hostname = os.uname().nodename
+    configuration = _configuration(args, {}, hostname)
+    return plan_for(configuration, Host(args.root, configuration.settings.node_name or hostname))
 
 
 def _installed() -> str:
@@ -153,7 +169,7 @@ def _run(args: argparse.Namespace, plugins: Sequence[type[Plugin]] = ()) -> int:
     from deviceplugin.observe.serving import Process
 
     classes = _given(plugins)
-    return Process(lambda: _settings(args, classes), args.root, classes, args.config or "").run()
+    return Process(lambda: _configuration(args, classes), args.root, classes, args.config or "").run()
 
 
 def _devices(args: argparse.Namespace) -> int:
@@ -188,15 +204,12 @@ def _devices(args: argparse.Namespace) -> int:
 
 def _survey(args: argparse.Namespace) -> Survey:
     """Lets the plugins look once, as they would in the daemon. Raises ConfigError."""
-    from deviceplugin.daemon import make_plan
-    from deviceplugin.model import Host
     from deviceplugin.observe import survey
     from deviceplugin.observe.tables import Screen, progress
 
-    settings = _settings(args, {})
-    plan = make_plan(settings, Host(args.root, settings.node_name or os.uname().nodename))
+    plan = _plan(args)
     with progress(Screen(sys.stderr)) as say:
-        return survey.survey(plan, args.config or "", say)
+        return survey.survey(plan, say)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -259,14 +272,11 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _uninstall(args: argparse.Namespace) -> int:
-    from deviceplugin.daemon import make_plan
     from deviceplugin.kubelet.paths import Paths
-    from deviceplugin.model import Host
     from deviceplugin.observe.tables import Screen, progress
     from deviceplugin.uninstall import Busy, clean
 
-    settings = _settings(args, {})
-    plan = make_plan(settings, Host(args.root, settings.node_name or os.uname().nodename))
+    plan = _plan(args)
     try:
         with progress(Screen(sys.stderr)) as say:
             done = clean(plan, Paths.below(args.root), remove=not args.dry_run, progress=say)

@@ -19,7 +19,18 @@ from deviceplugin.tally import Tally
 
 log = logging.getLogger(__name__)
 
-DEADLINES: Mapping[str, float] = {"discover": 30.0, "allocate": 5.0, "prefer": 1.0, "prepare": 25.0, "reconcile": 10.0, "start": 30.0, "stop": 1.0}
+DEADLINES: Mapping[str, float] = {
+    "advice": 5.0,
+    "discover": 30.0,
+    "allocate": 5.0,
+    "connections": 5.0,
+    "measure": 2.0,
+    "prefer": 1.0,
+    "prepare": 25.0,
+    "reconcile": 10.0,
+    "start": 30.0,
+    "stop": 1.0,
+}
 """Seconds that each hook may take. The kubelet gives up on PreStartContainer after 30 s."""
 
 MAX_HUNG = 16
@@ -79,7 +90,7 @@ class Hooks:
         """The hook's answer (a list, where the hook returns an iterable or generator). Raises HookFailed or HookTimeout, never anything else."""
         limit = self._deadlines[hook] if deadline is None else min(deadline, self._deadlines[hook])
         function = getattr(self.plugin, hook)
-        collect = hook in ("discover", "prefer", "reconcile", "uninstall")
+        collect = hook in ("advice", "discover", "measure", "prefer", "reconcile", "uninstall")
         call = _Call(hook, (lambda: _collect(hook, function(*args))) if collect else (lambda: function(*args)), time.monotonic())
         call.gate.acquire()
         self._submit(call)

@@ -41,6 +41,8 @@ cdef extern from "<sys/inotify.h>" nogil:
         C_CLOEXEC "IN_CLOEXEC"
         C_NONBLOCK "IN_NONBLOCK"
         C_ATTRIB "IN_ATTRIB"
+        C_MODIFY "IN_MODIFY"
+        C_CLOSE_WRITE "IN_CLOSE_WRITE"
         C_MOVED_FROM "IN_MOVED_FROM"
         C_MOVED_TO "IN_MOVED_TO"
         C_CREATE "IN_CREATE"
@@ -61,6 +63,8 @@ cdef extern from "<sys/inotify.h>" nogil:
     int inotify_rm_watch(int fd, int wd)
 
 ATTRIB = C_ATTRIB
+MODIFY = C_MODIFY
+CLOSE_WRITE = C_CLOSE_WRITE
 MOVED_FROM = C_MOVED_FROM
 MOVED_TO = C_MOVED_TO
 CREATE = C_CREATE

@@ -4,6 +4,8 @@ from types import TracebackType
 from typing import Self, final
 
 ATTRIB: int
+MODIFY: int
+CLOSE_WRITE: int
 MOVED_FROM: int
 MOVED_TO: int
 CREATE: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 
 import msgspec
 
@@ -28,6 +29,8 @@ class Check(msgspec.Struct, frozen=True, rename="camel"):
     ok: bool
     text: str
     """What was found, in words, good or bad."""
+    vital: bool = True
+    """Whether the daemon is not ready without it."""
 
 
 def readiness(daemon: Daemon, now: float | None = None) -> tuple[Check, ...]:
@@ -35,14 +38,23 @@ def readiness(daemon: Daemon, now: float | None = None) -> tuple[Check, ...]:
 
     A standby that has looked at its hardware and waits for the lock is ready: a rolling update goes on when the new instance is. Devices that are
     unhealthy do not make the daemon unready: it does its work by saying so. A kubelet that is not there does, since nothing is served then.
+
+    A configuration that was refused is shown and does not make it unready: the one before is in force. Were it otherwise, one bad edit would make
+    the daemons of all nodes unready, and a rolling update replaces those at once, whatever maxUnavailable says (rollingUpdate,
+    pkg/controller/daemon/update.go), by new ones that cannot start with that configuration.
     """
     now = time.monotonic() if now is None else now
-    checks = [Check("config", not daemon.config_error, f"not applied: {daemon.config_error}" if daemon.config_error else "applied")]
+    checks = [Check("config", not daemon.config_error, _config(daemon), vital=False)]
     intervals = {one.settings.label: one.settings.interval or one.plugin.interval for one in daemon.plan.plugins}
     checks += [_plugin(scanner, intervals.get(label, scanner.hooks.plugin.interval), now) for label, scanner in daemon.scanners.items()]
     checks += [_resource(service, daemon) for service in daemon.services.values()]
     checks += [Check(f"conflict/{name}", False, text) for name, text in daemon.conflicts.items()]
-    return tuple(Check(one.name, one.ok, utf8(one.text)) for one in checks)
+    return tuple(msgspec.structs.replace(one, text=utf8(one.text)) for one in checks)
+
+
+def ready(checks: Iterable[Check]) -> bool:
+    """Whether all is well that readiness depends on."""
+    return all(one.ok for one in checks if one.vital)
 
 
 def liveness(daemon: Daemon) -> tuple[str, ...]:
@@ -66,6 +78,13 @@ def owner_name(owner: Owner | None) -> str:
 def instance_name(pid: int, host: str) -> str:
     """One daemon among those of a node. In containers all may have the same process id."""
     return f"pid {pid}" + (f" on {host}" if host else "")
+
+
+def _config(daemon: Daemon) -> str:
+    if daemon.config_error:
+        return f"not applied, the one before is in force: {daemon.config_error}"
+    variant = daemon.plan.configuration.variant
+    return f"applied, with {variant!r} of its nodes" if variant else "applied"
 
 
 def _plugin(scanner: Scanner, interval: float, now: float) -> Check:

@@ -25,7 +25,7 @@ def show_daemons(screen: Screen, daemons: Sequence[Status]) -> None:
         screen.line(f"{one.node}: deviceplugin {one.release}, {instance_name(one.pid, one.host)}, up {duration(one.uptime_seconds)}, ", verdict)
         for check in one.checks:
             if not check.ok:
-                screen.line(f"  {check.name}: {check.text}", style="bad")
+                screen.line(f"  {check.name}: {check.text}", style="bad" if check.vital else "warn")
     resources = sorted(((resource, one) for one in daemons for resource in one.resources), key=lambda pair: (pair[0].name, pair[0].role != "active"))
     if resources:
         screen.line()
@@ -48,6 +48,9 @@ def show_daemons(screen: Screen, daemons: Sequence[Status]) -> None:
 
 def show_survey(screen: Screen, found: Survey) -> None:
     """What would be advertised, what not and why."""
+    if found.variant:
+        screen.line(f"node {found.node} has the settings of {found.variant!r} in nodes")
+        screen.line()
     if found.resources:
         screen.table(
             ("RESOURCE", "PLUGIN", ">DEVICES", ">HEALTHY", ">REPLICAS"),
@@ -57,6 +60,11 @@ def show_survey(screen: Screen, found: Survey) -> None:
     elif not found.errors:
         screen.line("no devices")
     _show_left_out(screen, found.plugins)
+    for one in found.advice:
+        screen.line()
+        screen.line(f"plugin {one.plugin} advises:")
+        for text in one.lines:
+            screen.line(f"  {text}")
     for text in _few(list(dict.fromkeys(found.warnings))):
         screen.line(f"warning: {text}", style="warn")
     for error in found.errors:

@@ -17,8 +17,8 @@ import deviceplugin
 from deviceplugin.daemon import Daemon
 from deviceplugin.inventory import Inventory, Row, Snapshot
 from deviceplugin.kubelet.podresources import Holdings
-from deviceplugin.model import Health
-from deviceplugin.observe.readiness import Check, owner_name, readiness, waits_for
+from deviceplugin.model import Connection, Health
+from deviceplugin.observe.readiness import Check, owner_name, readiness, ready, waits_for
 from deviceplugin.observe.words import utf8
 from deviceplugin.reconciler import Audit
 from deviceplugin.scanner import ScanReport
@@ -61,11 +61,11 @@ class DeviceStatus(_Struct, frozen=True):
     capacity: Mapping[str, int]
     held_by: tuple[ContainerStatus, ...] | None
     """Who holds it, as the kubelet said last (``podResources`` says when); null if it never said."""
-    enforcement: str
+    enforcement: str = "none"
     """What keeps others from using it, as the plugin says: ``hard``, ``tagged``, ``advisory`` or ``none``."""
-    enforced: bool | None
+    enforced: bool | None = None
     """Whether the plugin has seen that this holds for whoever holds it; null if nobody does or it cannot be seen."""
-    enforcement_detail: str
+    enforcement_detail: str = ""
     """Why it does not hold, or why that is not known; mostly empty."""
 
 
@@ -114,6 +114,15 @@ class HungHook(_Struct, frozen=True):
     seconds: float
 
 
+class ConnectionStatus(_Struct, frozen=True):
+    """A way between two units, or from one to something that joins several."""
+
+    unit: str
+    other: str
+    kind: str
+    lanes: int
+
+
 class PluginStatus(_Struct, frozen=True):
     """One plugin and how its last look at the hardware went."""
 
@@ -129,6 +138,7 @@ class PluginStatus(_Struct, frozen=True):
     hung_hooks: tuple[HungHook, ...]
     skipped: tuple[LeftOut, ...]
     warnings: tuple[str, ...]
+    connections: tuple[ConnectionStatus, ...] = ()
 
 
 class HealthEvent(_Struct, frozen=True):
@@ -150,6 +160,19 @@ class PodResourcesStatus(_Struct, frozen=True):
     """Seconds since the kubelet said so, null if it never did."""
     error: str
     """Why it cannot be asked now, empty if it can."""
+
+
+class ConfigurationStatus(_Struct, frozen=True):
+    """The configuration in force."""
+
+    source: str = ""
+    """The file, empty without one."""
+    hash: str = ""
+    """The SHA-256 sum of the file as it was read, empty without one."""
+    variant: str = ""
+    """The entry of its ``nodes`` that this node took, empty if none matched."""
+    loaded_at: datetime.datetime = datetime.datetime.fromtimestamp(0, datetime.UTC)
+    """When it was put into force."""
 
 
 class Status(_Struct, frozen=True):
@@ -175,6 +198,8 @@ class Status(_Struct, frozen=True):
     """Why the configuration file was not applied when it was read again, empty if it was."""
     events: tuple[HealthEvent, ...]
     """The latest changes of health, oldest first. A unit that is well at first sight is no change."""
+    config: ConfigurationStatus = ConfigurationStatus()
+    """What is in force. Fields that came later than the first release have defaults, so that this one can read what an older one says."""
 
 
 class Clock:
@@ -199,6 +224,7 @@ def take(daemon: Daemon, clock: Clock | None = None) -> Status:
     refused = daemon.config_error  # before the checks, so that they know of whatever is shown here
     checks = readiness(daemon, clock.now)
     holdings = daemon.podresources.holdings.get()
+    configuration = daemon.plan.configuration
     return Status(
         version="v1",
         taken_at=clock.time(clock.now),
@@ -207,11 +233,12 @@ def take(daemon: Daemon, clock: Clock | None = None) -> Status:
         pid=os.getpid(),
         host=os.environ.get("HOSTNAME", ""),
         uptime_seconds=clock.age(daemon.started_at),
-        ready=all(check.ok for check in checks),
+        ready=ready(checks),
         checks=checks,
-        plugins=tuple(plugin_status(one.inventory, one.report, clock, one.hooks.hung()) for one in daemon.scanners.values()),
+        plugins=tuple(plugin_status(one.inventory, one.report, clock, one.hooks.hung(), one.connections) for one in daemon.scanners.values()),
         resources=tuple(resource_status(one.cell.get(), holdings, clock, one, audit_of(daemon, one)) for _, one in sorted(daemon.services.items())),
         pod_resources=PodResourcesStatus(clock.age(holdings.taken_at) if holdings.taken_at else None, utf8(holdings.error)),
+        config=ConfigurationStatus(utf8(configuration.source), configuration.hash, utf8(configuration.variant), clock.time(daemon.configured_at)),
         config_error=utf8(refused),
         events=tuple(
             HealthEvent(clock.time(one.at), one.plugin, utf8(one.unit), one.before.value if one.before else "", one.after.value, utf8(one.cause))
@@ -221,7 +248,9 @@ def take(daemon: Daemon, clock: Clock | None = None) -> Status:
     )
 
 
-def plugin_status(inventory: Inventory, report: ScanReport, clock: Clock, hung: tuple[tuple[str, float], ...] = ()) -> PluginStatus:
+def plugin_status(
+    inventory: Inventory, report: ScanReport, clock: Clock, hung: tuple[tuple[str, float], ...] = (), connections: tuple[Connection, ...] = ()
+) -> PluginStatus:
     return PluginStatus(
         name=inventory.name,
         looked_seconds_ago=clock.age(report.succeeded_at) if report.succeeded_at else None,
@@ -231,6 +260,7 @@ def plugin_status(inventory: Inventory, report: ScanReport, clock: Clock, hung: 
         hung_hooks=tuple(HungHook(hook, round(seconds, 3)) for hook, seconds in hung),
         skipped=tuple(LeftOut(utf8(one.what), utf8(one.reason)) for one in inventory.skipped),
         warnings=tuple(utf8(one) for one in inventory.warnings),
+        connections=tuple(ConnectionStatus(utf8(one.unit), utf8(one.other), utf8(one.kind), one.lanes) for one in connections),
     )
 
 

@@ -88,7 +88,7 @@ def test_check_of_a_wrong_file_says_where_and_has_status_1(config: Path, output:
     config.write_text(config.read_text() + "resourcez: {}\n")
     assert cli.main(["check", str(config), "-o", output]) == 1
     out = capsys.readouterr().out
-    assert f"{config}: top level: unknown key 'resourcez', did you mean 'resources'?" in out
+    assert f"{config}:4: top level: unknown key 'resourcez', did you mean 'resources'?" in out
 
 
 def test_devices_without_a_daemon_looks_by_itself_and_says_so(fuse: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deviceplugin.config import ConfigError, ResourceSettings, Settings, advertised_name, convert, listen_address, load
+from deviceplugin.config import ConfigError, ResourceSettings, Settings, advertised_name, convert, listen_address
+from deviceplugin.configfile import load
 from deviceplugin.model import Recovery, Rule
 
 WHOLE: dict[str, Any] = {
@@ -47,7 +48,7 @@ def changed(*path: str | int, to: Any) -> dict[str, Any]:
 def test_a_whole_file_is_understood(tmp_path: Path) -> None:
     file = tmp_path / "node.yaml"
     file.write_text(yaml.safe_dump(WHOLE))
-    settings = load(str(file), environ={})
+    settings = load(str(file), environ={}).settings
     (plugin,) = settings.plugins
     assert (plugin.label, plugin.interval, plugin.deadlines.by_hook()["allocate"], plugin.deadlines.prefer) == ("generic", 10, 2.5, 1.0)
     assert plugin.health.rules() == {"xid:79": Rule(Recovery.RESET, 0.0), "default": Rule(Recovery.QUIET, 5.0)}
@@ -56,7 +57,7 @@ def test_a_whole_file_is_understood(tmp_path: Path) -> None:
 
 
 def test_without_a_file_there_are_the_defaults() -> None:
-    assert load(None, environ={}) == Settings(version="v1")
+    assert load(None, environ={}).settings == Settings(version="v1")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,9 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest_known_one(path: 
 
 
 def test_a_key_that_is_like_no_other_is_answered_with_all_known_ones() -> None:
-    assert "unknown key 'zzz', known here: allocate, discover, prefer, prepare, reconcile, start" in mistake(changed("plugins", 0, "deadlines", "zzz", to=1))
+    assert "unknown key 'zzz', known here: allocate, discover, measure, prefer, prepare, reconcile, start" in mistake(
+        changed("plugins", 0, "deadlines", "zzz", to=1)
+    )
 
 
 def test_all_unknown_keys_are_told_at_once_each_on_its_line() -> None:

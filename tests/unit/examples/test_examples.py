@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from deviceplugin import Device, DeviceNode, Health, Host, Mount, Plugin, Skipped
-from deviceplugin.config import ConfigError, PluginSettings, Settings, convert, load, load_class, plugin_config
+from deviceplugin.config import ConfigError, PluginSettings, Settings, convert, load_class, plugin_config
+from deviceplugin.configfile import load
 from deviceplugin.plugin import OPTIONAL, overrides
 from tests.unit.sysfs.tree import Tree
 
@@ -131,5 +132,5 @@ def test_yaml_and_links_of_a_readme_are_good(readme: Path) -> None:
 
 
 def test_the_configuration_of_the_third_loads() -> None:
-    (entry,) = entries(load(f"{EXAMPLES}/03-config/config.yaml", environ={}))
+    (entry,) = entries(load(f"{EXAMPLES}/03-config/config.yaml", environ={}).settings)
     assert plugin_config(load_class(f"{ROOT}/{entry.plugin}"), entry.config, entry.label).firmware == "av1"

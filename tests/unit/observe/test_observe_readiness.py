@@ -8,7 +8,8 @@ from pathlib import Path
 from deviceplugin.config import Deadlines
 from deviceplugin.daemon import Daemon
 from deviceplugin.model import Device, Health
-from deviceplugin.observe.readiness import Check, liveness, readiness
+from deviceplugin.observe.pages import Pages
+from deviceplugin.observe.readiness import Check, liveness, readiness, ready
 from tests.unit.observe.told import Make
 
 
@@ -78,10 +79,13 @@ def test_two_plugins_with_one_resource_are_a_conflict(make: Make) -> None:
     assert "rename one of the resources" in conflict.text
 
 
-def test_a_configuration_that_was_not_applied_is_not_ready(make: Make) -> None:
+def test_a_configuration_that_was_refused_is_shown_and_the_daemon_stays_ready(make: Make) -> None:
     daemon = make()
     daemon.config_error = "c.yaml: unknown key"
-    assert by_name(daemon)["config"] == Check("config", False, "not applied: c.yaml: unknown key")
+    assert by_name(daemon)["config"] == Check("config", False, "not applied, the one before is in force: c.yaml: unknown key", vital=False)
+    assert ready(readiness(daemon))
+    lines = str(Pages(daemon).get("/readyz").body).splitlines()
+    assert lines == ["[!] config: not applied, the one before is in force: c.yaml: unknown key", "ready"]
 
 
 def test_a_daemon_lives_while_its_threads_do(make: Make) -> None:
