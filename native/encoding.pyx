@@ -151,8 +151,3 @@ def encode_list(ids, healthy, numa):
     with nogil:
         write(at, list_.rows, list_.count, list_.nodes)
     return wire
-
-
-def encoded_size(ids, healthy, numa):
-    """How many bytes :func:`encode_list` would return for the same arguments."""
-    return (<_Measured>_Measured(ids, healthy, numa)).size

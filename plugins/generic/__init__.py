@@ -27,8 +27,6 @@ class Generic(Plugin):
 
     def __init__(self, config: GenericConfig | None = None, host: Host | None = None) -> None:
         super().__init__(config or GenericConfig(), host)
-        self._events: Events | None = None
-        self._stopped = False
 
     def discover(self) -> Iterator[Device | Skipped]:
         """The devices of every group. What is not there is told as Skipped, with the reason, and is no error."""
@@ -47,16 +45,7 @@ class Generic(Plugin):
         usb = any(group.usb for group in groups)
         if usb:  # for where uevents cannot be had; a bus that comes later is seen in the directory above
             paths += [_USB, *(f"{_USB}/{bus}" for bus in sysfs.entries(self.host, _USB))]
-        self._events = events = Events(self.host, paths=paths, subsystems=["usb"] if usb else [])
-        if self._stopped:
-            events.close()
-        return iter(events)
-
-    def stop(self) -> None:
-        """Ends watch()."""
-        self._stopped = True
-        if self._events is not None:
-            self._events.close()
+        return iter(Events(self.host, paths=paths, subsystems=["usb"] if usb else []))
 
 
 @dataclass
