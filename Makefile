@@ -58,7 +58,7 @@ sanitize: $(VENV)/.deps ## run the native tests under AddressSanitizer and UBSan
 bench: $(VENV)/.built ## measure, beside peers and oracles (Go for the client)
 	$(BIN)/python -m bench
 
-hardware: $(VENV)/.built ## run the GPU plugin against a real driver
+hardware: $(VENV)/.built ## run the plugins on this machine's own GPUs and caches
 	$(BIN)/python tools/hardware.py --record docs/hardware-runs.md
 
 clean: ## remove what was built

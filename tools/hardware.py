@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the GPU plugin against the machine's NVIDIA driver, with a fake kubelet, and writes down what came of it.
+"""Runs the GPU plugin against the machine's NVIDIA driver, with a fake kubelet, and the rules of resctrl against its kernel, and writes down what
+came of it.
 
-Exit status: 0 all well, 1 a test failed, 2 a mistake in the arguments, 77 no driver or GPU here.
+Exit status: 0 all well, 1 a test failed, 2 a mistake in the arguments, 77 neither a driver with a GPU nor resctrl here.
 """
 
 from __future__ import annotations
@@ -22,26 +23,32 @@ sys.path.insert(0, str(ROOT))
 
 from deviceplugin._native.nvml import Nvml  # noqa: E402
 from tests.hardware.machine import Machine, NoDriver  # noqa: E402
+from tests.hardware.test_resctrl import missing  # noqa: E402
 
-NO_DRIVER = 77
+NOTHING = 77
 MARK = "<!-- tools/hardware.py writes what follows -->\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Runs the GPU plugin against the machine's NVIDIA driver.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Runs the plugins against the machine's own hardware.", allow_abbrev=False)
     parser.add_argument("--library", metavar="PATH", default="", help="another libnvidia-ml.so.1, as the simulator's")
     parser.add_argument("--host-root", metavar="DIR", default="/", help="where the files are that belong to it")
     parser.add_argument("-k", metavar="EXPRESSION", default="", help="only these tests, as pytest selects them")
     parser.add_argument("--record", metavar="FILE", help="write the result into this page")
     args = parser.parse_args()
-    if args.record and (args.library or args.host_root != "/"):
+    own = not args.library and args.host_root == "/"
+    if args.record and not own:
         parser.error("--record is for the machine's own driver: leave out --library and --host-root")
+    machine, without = None, ""
     try:
         machine = Machine.find(args.library, args.host_root)
     except NoDriver as error:
-        print(f"no NVIDIA driver here: {error}", file=sys.stderr)
-        return NO_DRIVER
-    what = describe(machine)
+        without = f"no NVIDIA driver here: {error}"
+    cache = missing() if own else "missing: only the library is asked"
+    if machine is None and cache:
+        print(without, *([f"no resctrl here: {cache}"] if own else []), sep="\n", file=sys.stderr)
+        return NOTHING
+    what = {**(describe(machine) if machine is not None else {"GPUs": without}), **surroundings(), "resctrl": cache or "mounted"}
     print("\n".join(f"{name}: {value}" for name, value in what.items()), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         report = os.path.join(scratch, "report.xml")
@@ -63,9 +70,12 @@ def describe(machine: Machine) -> dict[str, str]:
         "driver": snapshot.driver_version,
         "CUDA": "{}.{}".format(*snapshot.cuda_version) if snapshot.cuda_version else "not said",
         "library": machine.library,
-        "kernel": os.uname().release,
-        "user": "root" if os.geteuid() == 0 else "not root",
     }
+
+
+def surroundings() -> dict[str, str]:
+    """What it was tested on."""
+    return {"kernel": os.uname().release, "user": "root" if os.geteuid() == 0 else "not root"}
 
 
 def read(report: str) -> list[tuple[str, str]]:
