@@ -7,7 +7,7 @@ import base64
 import datetime
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -20,6 +20,9 @@ from deviceplugin.observe.words import count, one_line
 
 MAX_CARDS = 512
 """Units that are drawn of one resource. ``/devices`` has them all."""
+
+ALIKE = 5
+"""So many units that nothing tells apart are one card with a bar of slots: the ways of a cache, shares of a bandwidth."""
 
 MAX_SLOTS = 64
 """Slots that are drawn one by one on a card; more are drawn in proportion."""
@@ -53,12 +56,13 @@ def document(status: Status) -> str:
 def fragment(status: Status) -> str:
     """What changes of it, without anything that changes by itself as time passes: two equal pictures give equal text."""
     resources = [one for one in status.resources if one.devices or one.role != "none"]
+    connected = {name for plugin in status.plugins for way in plugin.connections for name in (way.unit, way.other)}
     return "".join(
         (
             *_head(status),
             *_checks(status),
             *_resources(resources),
-            *_layout(resources),
+            *_layout(resources, connected),
             *_links(status),
             *_left_out(status.plugins),
             *_events(status.events),
@@ -113,10 +117,10 @@ def _enforcement(devices: Sequence[DeviceStatus]) -> str:
 
 @dataclass(frozen=True)
 class _Card:
-    """One unit of one resource, with its entries of the list."""
+    """A unit of one resource, or many that nothing tells apart, with their entries of the list."""
 
     resource: ResourceStatus
-    unit: str
+    name: str
     devices: tuple[DeviceStatus, ...]
 
     @property
@@ -133,21 +137,27 @@ class _Card:
         return self.devices[0].numa_nodes
 
 
-def _cards(resources: Iterable[ResourceStatus]) -> list[_Card]:
+def _cards(resource: ResourceStatus, connected: Set[str] = frozenset()) -> list[_Card]:
+    units: dict[str, list[DeviceStatus]] = {}
+    for one in resource.devices:
+        units.setdefault(one.unit, []).append(one)
+    alike: dict[object, list[str]] = {}
+    for unit, devices in units.items():
+        first = devices[0]
+        facts = (first.numa_nodes, tuple(sorted(first.attributes.items())), tuple(sorted(first.capacity.items())))
+        alike.setdefault(unit if unit in connected else facts, []).append(unit)
     found: list[_Card] = []
-    for resource in resources:
-        units: dict[str, list[DeviceStatus]] = {}
-        for one in resource.devices:
-            units.setdefault(one.unit, []).append(one)
-        cards = sorted(
-            (_Card(resource, unit, tuple(devices)) for unit, devices in units.items()), key=lambda card: (natural(card.number), natural(card.unit))
-        )
-        found += cards[:MAX_CARDS]
-    return found
+    for same in alike.values():
+        names = sorted(same, key=natural)
+        if len(names) < ALIKE:
+            found += (_Card(resource, name, tuple(units[name])) for name in names)
+        else:
+            found.append(_Card(resource, f"{names[0]} … {names[-1]}", tuple(device for name in names for device in units[name])))
+    return sorted(found, key=lambda card: (natural(card.number), natural(card.name)))[:MAX_CARDS]
 
 
-def _layout(resources: Sequence[ResourceStatus]) -> Iterator[str]:
-    cards = _cards(resources)
+def _layout(resources: Sequence[ResourceStatus], connected: Set[str]) -> Iterator[str]:
+    cards = [card for resource in resources for card in _cards(resource, connected)]
     if not cards:
         return
     yield '<h2>Devices</h2><div class="nodes">'
@@ -163,7 +173,7 @@ def _layout(resources: Sequence[ResourceStatus]) -> Iterator[str]:
 
 def _card(card: _Card) -> str:
     first = card.devices[0]
-    facts = [str(first.attributes[key]) for key in _FACTS if first.attributes.get(key) not in (None, "", card.unit)]
+    facts = [str(first.attributes[key]) for key in _FACTS if first.attributes.get(key) not in (None, "", card.name)]
     who = dict.fromkeys(f"{one.namespace}/{one.pod}/{one.container}" for device in card.devices for one in device.held_by or ())
     causes = {f"{one.health}: {one.cause}" if one.cause else one.health: one.since for one in card.devices if one.health != "healthy"}
     loose = dict.fromkeys(one.enforcement_detail or "not enforced" for one in card.devices if one.enforced is False)
@@ -174,18 +184,28 @@ def _card(card: _Card) -> str:
     if len(who) > 8:
         lines.append(f"<small>and {count(len(who) - 8, 'more container')}</small>")
     number = f"<span>{_text(card.number)}</span> " if card.number else ""
-    return f'<div class="card {card.health}"><b>{number}{_text(card.unit)}</b>{_slots(card.devices)}{"".join(lines)}</div>'
+    return f'<div class="card {card.health}"><b>{number}{_text(card.name)}</b>{_slots(card.devices)}{"".join(lines)}</div>'
 
 
 def _slots(devices: Sequence[DeviceStatus]) -> str:
-    """A bar of the entries of the list that are on the unit."""
-    kinds = [_slot(one) for one in devices]
-    if len(kinds) > MAX_SLOTS:
-        counts = Counter(kinds)
-        kinds = [kind for kind in sorted(counts) for _ in range(max(1, round(counts[kind] * MAX_SLOTS / len(devices))))]
-    cells = "".join(f'<i class="{kind}"></i>' if kind else "<i></i>" for kind in kinds)
+    """A bar of entries of the list."""
+    if len(devices) > MAX_SLOTS:
+        counts = Counter(_slot(one) for one in devices)
+        cells = "".join(_cell(kind) * max(1, round(counts[kind] * MAX_SLOTS / len(devices))) for kind in sorted(counts))
+    else:
+        cells = "".join(_cell(_slot(one), _title(one)) for one in devices)
     held = sum(bool(one.held_by) for one in devices)
     return f'<div class="slots" role="img" aria-label="{held} of {len(devices)} held">{cells}</div>'
+
+
+def _cell(kind: str, title: str = "") -> str:
+    attributes = "".join(f' {key}="{_text(value)}"' for key, value in (("class", kind), ("title", title)) if value)
+    return f"<i{attributes}></i>"
+
+
+def _title(device: DeviceStatus) -> str:
+    who = ", ".join(f"{one.namespace}/{one.pod}/{one.container}" for one in device.held_by or ())
+    return f"{device.id}: {who or (device.health if device.health != 'healthy' else 'free')}"
 
 
 def _slot(device: DeviceStatus) -> str:
@@ -197,10 +217,11 @@ def _slot(device: DeviceStatus) -> str:
 def _links(status: Status) -> Iterator[str]:
     ways = [way for plugin in status.plugins for way in plugin.connections]
     units: dict[str, Unit] = {}
-    for card in _cards(status.resources):
+    connected = {name for way in ways for name in (way.unit, way.other)}
+    for card in [card for resource in status.resources for card in _cards(resource, connected) if card.name in connected]:
         label = card.number or str(len(units))
-        worst = units[card.unit].health if card.unit in units and units[card.unit].health != "healthy" else card.health
-        units[card.unit] = Unit(card.unit, label, f"{card.unit}: {worst}", worst, card.numa)
+        worst = units[card.name].health if card.name in units and units[card.name].health != "healthy" else card.health
+        units[card.name] = Unit(card.name, label, f"{card.name}: {worst}", worst, card.numa)
     if picture := draw(list(units.values()), ways):
         yield f'<h2>Connections</h2><div class="numa">{picture}</div>'
 

@@ -91,6 +91,21 @@ def test_many_slots_are_drawn_in_proportion(make: Make) -> None:
     assert 'aria-label="250 of 1000 held"' in text
 
 
+def test_what_nothing_tells_apart_is_one_bar(make: Make) -> None:
+    ways = [Device(f"l3.{cache}.{n:02}", numa_nodes=[cache], attributes={"cache": cache}, capacity={"ways": 1}) for cache in (0, 1) for n in range(9)]
+    picture = status.take(make(*ways, Device("other", numa_nodes=[0], attributes={"cache": 7})))
+    (resource,) = picture.resources
+    held = (ContainerStatus("ns", "pod", "main"),)
+    devices = tuple(msgspec.structs.replace(one, held_by=held if one.id in ("l3.0.02", "l3.0.03") else ()) for one in resource.devices)
+    text = page.fragment(msgspec.structs.replace(picture, resources=(msgspec.structs.replace(resource, devices=devices),)))
+    assert Reader(text).classes("card") == 3
+    assert "l3.0.00 … l3.0.08" in text
+    (bar,) = re.findall('aria-label="2 of 9 held">(.*?)</div>', text)
+    kinds = ["held" if "held" in cell else "" for cell in re.findall("<i.*?></i>", bar)]
+    assert kinds == ["", "", "held", "held", "", "", "", "", ""], "in their places"
+    assert 'title="l3.0.02: ns/pod/main"' in bar
+
+
 NASTY = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "&lt;", "a\nb\rc", "\x00\x1b[31m", "é\u202e"]
 
 
