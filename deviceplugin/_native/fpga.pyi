@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+DFL: int
+OPAE: int
+
+def api_version(fd: int, driver: int = ...) -> int: ...
+def port_pr(fd: int, port: int, image: bytes | bytearray | memoryview, driver: int = ...) -> tuple[int, int]: ...
