@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Gets what the end-to-end tests run: a kubelet, a containerd with CDI, Debian's containerd and runc, and the probe for the test image.
+"""Gets what the end-to-end tests run: a Kubernetes, a containerd with CDI, Debian's containerd and runc, the probe for the test image, what makes
+container images and their networks, and what checks charts (helm) and alerts (promtool).
 
     provision.py            installs and builds what is absent, then prints the folder of the binaries as its last line
     provision.py --print    prints that folder and changes nothing
@@ -7,7 +8,7 @@
 Status 0: all is there. Status 77: this machine cannot have it; the last line of stderr says what is missing. Status 1: a build failed.
 
 What it builds lies in ${DEVICEPLUGIN_CACHE:-$HOME/.cache/deviceplugin-e2e}/KEY/bin, where KEY follows from the sources and versions below,
-so that a folder once there is never changed. A first build takes about four minutes on two cores; afterwards this takes 50 ms.
+so that a folder once there is never changed. A first build takes about six minutes on two cores; afterwards this takes 50 ms.
 """
 
 from __future__ import annotations
@@ -31,8 +32,22 @@ HERE = Path(__file__).resolve().parent
 PROGRESS_SECONDS = 15.0
 
 # What has to be on PATH, and Debian's package that brings it. The tests need both containerds: 1.6 is what many clusters still run.
-PROGRAMS = {"containerd": "containerd", "ctr": "containerd", "runc": "runc", "busybox": "busybox-static", "nsenter": "util-linux", "gcc": "gcc"}
-STATIC_LIBC = "/usr/lib/*/libc.a"
+PROGRAMS = {
+    "buildah": "buildah",
+    "busybox": "busybox-static",
+    "containerd": "containerd",
+    "ctr": "containerd",
+    "chromedriver": "chromium-driver",
+    "chromium": "chromium",
+    "gcc": "gcc",
+    "ip": "iproute2",
+    "mmdebstrap": "mmdebstrap",
+    "nsenter": "util-linux",
+    "openssl": "openssl",
+    "runc": "runc",
+}
+# The same for what lies elsewhere; a path may have wildcards.
+FILES = {"/usr/lib/*/libc.a": "libc6-dev", "/usr/lib/cni/ptp": "containernetworking-plugins", "/lib/*/libfuse3.so.3": "libfuse3-3"}
 
 KUBERNETES = "v1.36.2"
 VERSION_PACKAGE = "k8s.io/component-base/version"
@@ -57,30 +72,43 @@ class Build:
     sources: Sequence[str] = ()
 
 
-def go_build(name: str, flags: Sequence[str], packages: Sequence[str]) -> Build:
-    """A static build of packages out of the module in the folder called name."""
+def go_build(module: str, flags: Sequence[str], packages: Sequence[str], program: str = "") -> Build:
+    """A static build of packages out of the module in a folder of that name. program: what a single package's binary is called, if not like it."""
     return Build(
-        name=name,
-        argv=["go", "build", "-trimpath", "-buildvcs=false", *flags, "-o", "{out}/", *packages],
-        cwd=HERE / name,
+        name=program or module,
+        argv=["go", "build", "-trimpath", "-buildvcs=false", *flags, "-o", f"{{out}}/{program}", *packages],
+        cwd=HERE / module,
         env={"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"},
-        sources=[f"{name}/go.mod", f"{name}/go.sum"],
+        sources=[f"{module}/go.mod", f"{module}/go.sum"],
     )
 
+
+# Debian's package would start a server: only the checker is taken out of it.
+PROMTOOL = """
+if found=$(command -v promtool); then exec cp "$found" "$1"; fi
+cd "$1"
+ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1 || apt-get -qq update
+apt-get -qq download prometheus
+dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool
+rm prometheus_*.deb
+"""
 
 _CONTAINERD = "github.com/containerd/containerd/v2/cmd"
 BUILDS = [
     # Its version is not in its sources: without these flags it would call itself v0.0.0.
     go_build(
-        "kubelet",
+        "kubernetes",
         ["-ldflags", f"-s -w -X {VERSION_PACKAGE}.gitVersion={KUBERNETES} -X {VERSION_PACKAGE}.gitMajor=1 -X {VERSION_PACKAGE}.gitMinor=36"],
-        ["k8s.io/kubernetes/cmd/kubelet"],
+        [f"k8s.io/kubernetes/cmd/{name}" for name in ("kubelet", "kube-apiserver", "kube-scheduler", "kube-controller-manager", "kubectl")],
     ),
+    go_build("kubernetes", ["-ldflags", "-s -w"], ["go.etcd.io/etcd/server/v3"], program="etcd"),
     go_build(
         "containerd",
         ["-tags", "no_btrfs,no_zfs,no_devmapper,no_aufs", "-ldflags", "-s -w"],
         [f"{_CONTAINERD}/containerd", f"{_CONTAINERD}/containerd-shim-runc-v2", f"{_CONTAINERD}/ctr"],
     ),
+    go_build("helm", ["-ldflags", "-s -w"], ["helm.sh/helm/v4/cmd/helm"]),
+    Build("promtool", ["sh", "-euc", PROMTOOL, "promtool", "{out}"]),
     Build("devprobe", ["gcc", "-static", "-Os", "-Wall", "-Wextra", "-Werror", "-s", "-o", "{out}/devprobe", "devprobe.c"], sources=["devprobe.c"]),
 ]
 
@@ -126,8 +154,7 @@ def run_with_progress(what: str, argv: Sequence[str], cwd: Path, env: Mapping[st
 def install_packages() -> None:
     """Installs Debian's packages that are absent. Raises MissingError where that cannot be done."""
     wanted = {package for program, package in PROGRAMS.items() if not shutil.which(program)}
-    if not list(Path("/").glob(STATIC_LIBC.lstrip("/"))):
-        wanted.add("libc6-dev")
+    wanted |= {package for path, package in FILES.items() if not any(Path("/").glob(path.lstrip("/")))}
     if not wanted:
         return
     packages = sorted(wanted)
@@ -146,8 +173,8 @@ def install_packages() -> None:
 def check_go() -> None:
     """Raises MissingError unless a Go compiler that is new enough is there (or one that can fetch its successor)."""
     if not shutil.which("go"):
-        raise MissingError("missing: Go 1.26 or newer on PATH, to build the kubelet (no binaries in the cache either)")
-    version = subprocess.run(["go", "version"], cwd=HERE / "kubelet", capture_output=True, text=True, check=False)
+        raise MissingError("missing: Go 1.26 or newer on PATH, to build Kubernetes (no binaries in the cache either)")
+    version = subprocess.run(["go", "version"], cwd=HERE / "kubernetes", capture_output=True, text=True, check=False)
     if version.returncode:
         raise MissingError(f"missing: Go 1.26 or newer; {version.stderr.strip().splitlines()[-1]}")
 

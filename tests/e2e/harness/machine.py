@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from itertools import count
 from pathlib import Path
-from typing import IO
 from urllib.request import urlopen
 
-from tests.e2e.harness import holder, settings
+from tests.e2e.harness import settings
+from tests.e2e.harness.enclosure import Enclosure
 from tests.e2e.harness.images import write_image
 from tests.e2e.harness.places import Places
 from tests.e2e.harness.settings import Runtime
 from tests.e2e.harness.waiting import WaitError, tail, wait_for
 
 START_SECONDS = 60.0
-KEEP = "DEVICEPLUGIN_E2E_KEEP"  # set in the environment, it keeps the work folders
-
-_numbers = count(1)
 
 
 def free_ports(amount: int) -> list[int]:
@@ -38,57 +30,32 @@ def free_ports(amount: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-class Machine(Places):
-    """One containerd and one kubelet in a mount namespace of their own, with all they write below one work folder.
+class Machine(Enclosure, Places):
+    """One containerd and one kubelet in an enclosure.
 
-    Inside the namespace every path is where a node has it (/var/lib/kubelet/device-plugins is fixed in the kubelet); from outside the same
-    files are seen below the work folder, which is what the properties name. stop() leaves no process, mount, control group or device
-    file behind (only an empty /var/lib/kubelet, the mount point), and the same happens if this process is killed.
+    Inside its mount namespace every path is where a node has it (/var/lib/kubelet/device-plugins is fixed in the kubelet); from outside the same
+    files are seen below the work folder, which is what the properties name.
 
-    bin_dir: what tools/e2e/provision.py prints. kubelet_config: fields of KubeletConfiguration; a change counts from the next start_kubelet().
+    bin_dir: what tools/e2e/provision.py prints. kubelet_config: fields of KubeletConfiguration, kubelet_flags: more of its command line; a change
+    counts from the next start_kubelet(). network: see Enclosure.
     """
 
-    def __init__(self, bin_dir: Path, runtime: Runtime = Runtime.SYSTEM, kubelet_config: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self, bin_dir: Path, runtime: Runtime = Runtime.SYSTEM, kubelet_config: Mapping[str, object] | None = None, network: Path | None = None
+    ) -> None:
+        super().__init__(network)
         self.bin_dir = bin_dir
         self.runtime = runtime
         self.kubelet_config = dict(kubelet_config or {})
-        self.name = f"dpe2e-{os.getpid()}-{next(_numbers)}"
-        # Not below a test's own folder: the path of a unix socket has to fit in 107 bytes.
-        super().__init__(Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir="/tmp")))
+        self.kubelet_flags: Sequence[str] = ()
         self._ports = free_ports(3)
-        self._holder: subprocess.Popen[bytes] | None = None
         self._containerd: subprocess.Popen[bytes] | None = None
         self._kubelet: subprocess.Popen[bytes] | None = None
-        self._others: list[subprocess.Popen[bytes]] = []
 
     @property
-    def namespace(self) -> Path:
-        """The mount namespace, a file for nsenter. Raises RuntimeError if the node is not started."""
-        if self._holder is None:
-            raise RuntimeError(f"{self.name} is not started")
-        return Path(f"/proc/{self._holder.pid}/ns/mnt")
-
-    def run(
-        self, argv: Sequence[str | Path], name: str = "run", env: Mapping[str, str] | None = None, cwd: str | Path | None = None
-    ) -> subprocess.Popen[bytes]:
-        """Starts a process inside the node's mount namespace and returns it; its pid is the process's own, so signals reach it.
-
-        name: its output is appended to log(name). env: added to this process's environment. cwd: default is this process's.
-        stop() ends it if the test has not. Raises OSError.
-        """
-        # nsenter goes to "/", hence env, which gets back. Both become the next program, so that no process stands between.
-        inside = ["nsenter", f"--mount={self.namespace}", "--", "env", "-C", str(cwd or Path.cwd()), "--"]
-        with self.log(name).open("ab") as output:
-            process = subprocess.Popen(
-                [*inside, *map(str, argv)],
-                env={**os.environ, **(env or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C on the terminal is for the tests, which then end it in order
-            )
-        self._others.append(process)
-        return process
+    def binds(self) -> Mapping[str, str]:
+        """See Enclosure."""
+        return {"/var/lib/kubelet": "kubelet", "/var/log": "log", "/run": "run"}
 
     def start(self) -> None:
         """Starts the node and returns once its kubelet takes registrations. Raises WaitError, OSError; nothing is left running then."""
@@ -102,26 +69,11 @@ class Machine(Places):
         for folder in ("kubelet", "log", "logs", "podlogs", "manifests", "containerd", "run/containerd", "run/cdi", "run/lock"):
             (self.work / folder).mkdir(parents=True, exist_ok=True)
         self.resolv_conf.write_text("nameserver 127.0.0.1\n")
-        self._start_holder()
+        self.start_holder()
         self.start_containerd()
         write_image(self.bin_dir / "devprobe", self.work / "image.tar")
         self.ctr("images", "import", str(self.work / "image.tar"))
         self.start_kubelet()
-
-    def _start_holder(self) -> None:
-        binds = [("kubelet", "/var/lib/kubelet"), ("log", "/var/log"), ("run", "/run")]
-        setup = {"cgroup": self.name, "binds": [(str(self.work / ours), theirs) for ours, theirs in binds], "made_files": str(self.made_files)}
-        with self.log("holder").open("ab") as errors:
-            self._holder = subprocess.Popen(
-                ["unshare", "--mount", "--propagation", "private", sys.executable, "-I", holder.__file__, json.dumps(setup)],
-                cwd="/",
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,
-            )
-        if _pipe(self._holder.stdout).readline() != b"ready\n":
-            raise OSError(f"the mount namespace of {self.name} could not be made:\n{tail(self.log('holder'))}")
 
     def start_containerd(self) -> None:
         """Starts containerd and returns once it answers. Raises WaitError."""
@@ -155,7 +107,7 @@ class Machine(Places):
                 extra=self.kubelet_config,
             )
         )
-        argv: list[str | Path] = [self.bin_dir / "kubelet", f"--config={config}", f"--hostname-override={self.name}", "-v=4"]
+        argv: list[str | Path] = [self.bin_dir / "kubelet", f"--config={config}", f"--hostname-override={self.name}", "-v=4", *self.kubelet_flags]
         self._kubelet = self.run(argv, "kubelet", {"PATH": self._path()})
         wait_for(self._kubelet_ready, START_SECONDS, "the kubelet to be ready", (self.kubelet_log, self.containerd_log))
 
@@ -188,33 +140,6 @@ class Machine(Places):
         self._end(self._containerd, signal.SIGKILL)
         self._containerd = None
 
-    def make_device(self, path: str | Path, major: int, minor: int) -> None:
-        """Makes a character device file unless path exists; stop() removes it. The work folder is a good place. Raises OSError."""
-        if not Path(path).exists():
-            with self.made_files.open("a") as made:
-                made.write(f"{path}\n")
-            os.mknod(path, 0o600 | 0o020000, os.makedev(major, minor))
-
-    def stop(self, keep: bool = False) -> None:
-        """Ends all that belongs to the node and removes its work folder, unless keep or DEVICEPLUGIN_E2E_KEEP says to keep it.
-
-        Harmless when the node is not running. Raises AssertionError naming what could not be ended or removed.
-        """
-        if self._holder is not None:
-            # The holder would end these too, but not one that is only just on its way into the namespace.
-            for process in self._others:
-                process.kill()
-                process.wait(10)
-            self._others.clear()
-            _pipe(self._holder.stdin).close()
-            status = self._holder.wait(holder.KILL_SECONDS + 10)
-            _pipe(self._holder.stdout).close()
-            self._holder = None
-            if status:
-                raise AssertionError(f"{self.name} left something behind:\n{tail(self.log('holder'))}")
-        if not keep and not os.environ.get(KEEP):
-            shutil.rmtree(self.work, ignore_errors=True)
-
     def _end(self, process: subprocess.Popen[bytes] | None, signum: signal.Signals) -> None:
         if process is not None:
             process.send_signal(signum)
@@ -236,11 +161,6 @@ class Machine(Places):
         # containerd looks its shim up on PATH: it has to be the one of the same version. Debian's runc is in an sbin.
         own = [str(self.bin_dir)] if self.runtime is Runtime.BUILT else []
         return ":".join([*own, os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-
-
-def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
-    assert stream is not None, "the process was started without this pipe"
-    return stream
 
 
 def _snapshotter(work: Path) -> str:

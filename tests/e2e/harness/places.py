@@ -5,11 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 
-class Places:
-    """The paths of a node. A property names the file or folder below the work folder; its docstring, where the node itself sees it."""
+class WorkFolder:
+    """A folder for all that some processes keep and write."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
+
+    def log(self, name: str) -> Path:
+        """The output of the process that run() was given this name for."""
+        return self.work / "logs" / f"{name}.log"
+
+    @property
+    def made_files(self) -> Path:
+        """The list of files outside the work folder that go when the node goes, one a line."""
+        return self.work / "made-files"
+
+
+class Places(WorkFolder):
+    """The paths of a node. A property names the file or folder below the work folder; its docstring, where the node itself sees it."""
 
     @property
     def device_plugins_dir(self) -> Path:
@@ -56,10 +69,6 @@ class Places:
         """What containerd has written."""
         return self.log("containerd")
 
-    def log(self, name: str) -> Path:
-        """The output of the process that run() was given this name for."""
-        return self.work / "logs" / f"{name}.log"
-
     @property
     def manifests_dir(self) -> Path:
         """Where the kubelet looks for static pods."""
@@ -84,8 +93,3 @@ class Places:
     def bundles_dir(self) -> Path:
         """One folder for each container that runs, called by its id, with its config.json and init.pid."""
         return self.run_dir / "containerd" / "io.containerd.runtime.v2.task" / "k8s.io"
-
-    @property
-    def made_files(self) -> Path:
-        """The list of files outside the work folder that go when the node goes, one a line."""
-        return self.work / "made-files"

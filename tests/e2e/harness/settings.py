@@ -13,6 +13,7 @@ from tests.e2e.harness.places import Places
 PAUSE_IMAGE = "deviceplugin.test/pause:1"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 CDI_DIR = "/var/run/cdi"
+CNI_PROGRAMS = "/usr/lib/cni"
 
 
 class Runtime(Enum):
@@ -48,6 +49,7 @@ state = "/run/containerd"
     snapshotter = "{snapshotter}"
   [plugins."io.containerd.grpc.v1.cri".cni]
     conf_dir = "{root}/cni"
+    bin_dir = "{CNI_PROGRAMS}"
 """
     # Version 3 split the CRI settings in two.
     return f"""version = 3
@@ -58,6 +60,7 @@ state = "/run/containerd"
   cdi_spec_dirs = ["{CDI_DIR}"]
   [plugins."io.containerd.cri.v1.runtime".cni]
     conf_dir = "{root}/cni"
+    bin_dir = "{CNI_PROGRAMS}"
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "{snapshotter}"
   [plugins."io.containerd.cri.v1.images".pinned_images]
