@@ -8,7 +8,7 @@ import sys
 
 from bench.report import machine
 
-SECTIONS = ("core", "native", "linkset", "nvml", "gpu", "pfs")
+SECTIONS = ("core", "native", "linkset", "nvml", "gpu", "llc", "fpga", "mic", "pfs")
 LONG = ("soak",)
 """Takes a quarter of an hour: only when it is named."""
 

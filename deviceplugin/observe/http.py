@@ -36,6 +36,9 @@ MAX_FOLLOWERS = 8
 
 IDLE_LIMIT = 5.0
 MAX_REQUEST = 16 << 10
+PATIENCE = 0.05
+"""Seconds that a new client waits for a place: one that asks again and again is faster than our threads are at leaving."""
+
 RETRY = 10.0
 """Seconds between two tries to bind an address that is in use."""
 
@@ -147,7 +150,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.pages = pages
         self._open: dict[Any, float] = {}
         self._following: set[Any] = set()
-        self._guard = threading.Lock()
+        self._guard = threading.Condition()
         self._ending = False
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         super().__init__(address, _Handler)
@@ -163,11 +166,15 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         with self._guard:
-            if len(self._open) < MAX_CONNECTIONS:
+            if self._guard.wait_for(lambda: len(self._open) < MAX_CONNECTIONS, PATIENCE):
                 self._open[request] = time.monotonic()
                 return True
         log.debug("http: more than %d connections; one is refused", MAX_CONNECTIONS)
         request.setblocking(False)
+        try:
+            request.recv(MAX_REQUEST)  # what is left unread would reset the connection, and the answer with it
+        except OSError as error:
+            log.debug("http: a refused client has not asked yet: %s", error)
         try:
             request.send(b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
         except OSError as error:
@@ -181,12 +188,14 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
                 return False
             self._open.pop(request, None)
             self._following.add(request)
+            self._guard.notify_all()
             return True
 
     def shutdown_request(self, request: Any) -> None:
         with self._guard:
             self._open.pop(request, None)
             self._following.discard(request)
+            self._guard.notify_all()
         super().shutdown_request(request)
 
     def serve(self) -> None:

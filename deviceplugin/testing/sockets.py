@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -77,10 +78,14 @@ def deaf_socket(path: str) -> socket.socket:
 
 
 def remove_sockets(directory: str) -> None:
-    """Removes every socket directly in a directory, whosever it is, and nothing else."""
+    """Removes every socket directly in a directory, whosever it is, and nothing else.
+
+    One that goes meanwhile is passed over, as in removeContents (pkg/kubelet/cm/devicemanager/manager.go): a plugin may remove its own.
+    """
     for entry in os.scandir(directory):
-        if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
-            os.unlink(entry.path)
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+                os.unlink(entry.path)
 
 
 def check_path(path: str) -> None:

@@ -102,8 +102,10 @@ def lustre(node: Node) -> Iterator[int]:
     wait_for(lambda: Path(f"/proc/{holder.pid}/comm").read_text() == "sleep\n", 5, "the process with the table", ())
     script = f"""
     mount -t tmpfs none {sys_fs}
+    mount --make-rprivate {sys_fs}
     mkdir {sys_fs}/cgroup {sys_fs}/lustre
     mount --rbind /sys/fs/cgroup {sys_fs}/cgroup
+    mount --make-rprivate {sys_fs}/cgroup
     echo healthy > {sys_fs}/lustre/health_check
     echo KDP_PFS_JOBID > {sys_fs}/lustre/jobid_var
     mount --rbind {sys_fs} /sys/fs

@@ -147,6 +147,17 @@ def test_a_client_that_sends_nothing_is_hung_up_on(status: StatusServer, monkeyp
         assert connection.recv(1) == b""
 
 
+def test_a_client_that_asks_again_and_again_is_always_answered(status: StatusServer) -> None:
+    assert {get(status, "/healthz")[0] for _ in range(100)} == {200}
+
+
+def test_a_refused_client_that_has_asked_reads_why(status: StatusServer) -> None:
+    held = [raw(status) for _ in range(server.MAX_CONNECTIONS)]
+    assert get(status, "/healthz")[0] == 503
+    for connection in held:
+        connection.close()
+
+
 def test_two_hundred_clients_at_once_harm_nobody(status: StatusServer) -> None:
     """Some are answered, the others are told to come again, none waits for long."""
     codes: list[int] = []
