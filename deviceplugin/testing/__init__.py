@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deviceplugin.testing.kubelet import Kubelet
     from deviceplugin.testing.pods import Container, Pod
     from deviceplugin.testing.settings import KubeletPanicked, KubeletStopped
+    from deviceplugin.testing.trees import TreeError
 
 __all__ = [
     "Admission",
@@ -42,6 +43,7 @@ __all__ = [
     "Pod",
     "SimulatedHost",
     "SyncLoopBlocked",
+    "TreeError",
 ]
 
 _MODULES = {
@@ -58,6 +60,7 @@ _MODULES = {
     "Pod": "pods",
     "SimulatedHost": "host",
     "SyncLoopBlocked": "admission",
+    "TreeError": "trees",
 }
 
 

@@ -23,7 +23,7 @@ BOX_SECONDS = 300.0  # the kubelet alone takes a minute or two to bring a Config
 def boxes() -> list[tuple[str, str]]:
     """What is to be typed, each with the heading above it."""
     found, heading = [], ""
-    for part in re.finditer(r"^## (.*)$|^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+    for part in re.finditer(r"^## ([^\n]*)$|^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
         heading = part[1] or heading
         if part[2]:
             found.append((heading, part[2]))
