@@ -8,10 +8,10 @@ NATIVE := $(wildcard native/*.pyx native/*.pxd native/src/*.c native/src/*.h nat
 TESTS ?= tests/unit tests/kubelet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e check bench hardware protos format sanitize clean
+.PHONY: help demo test e2e check bench hardware image provision protos format sanitize clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The constraints file pins what CI runs; pyproject.toml has the lower bounds.
 $(VENV)/.deps: pyproject.toml constraints.txt
@@ -35,6 +35,12 @@ test: $(VENV)/.built ## run the tests
 e2e: $(VENV)/.built ## run against a real kubelet and containerd (root, Go)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/e2e
 
+provision: ## bring what e2e needs: Debian's packages, and Kubernetes from its Go modules (root, Go; minutes the first time)
+	$(PYTHON) tools/e2e/provision.py
+
+image: ## build the image into build/deviceplugin.tar (root, buildah)
+	mkdir -p build && $(PYTHON) tools/image/build.py build/deviceplugin.tar
+
 check: $(VENV)/.built ## lint, types, layers, generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,6 +49,7 @@ check: $(VENV)/.built ## lint, types, layers, generated code
 	PATH="$(BIN):$$PATH" $(BIN)/cython-lint native/*.pyx native/*.pxd
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'native/*.c' 'native/*.h')
 	PYTHON=$(BIN)/python tools/protos.sh --check
+	$(BIN)/python tools/chart_schema.py --check
 
 format: $(VENV)/.deps ## format everything
 	$(BIN)/ruff check --fix-only --quiet .

@@ -89,7 +89,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif self.path == "/live":
             self._live()
         else:
-            self._answer(self.server.pages.get(self.path, self.headers.get("Accept", "")))
+            self._answer(self._page())
+
+    def _page(self) -> Page:
+        try:
+            return self.server.pages.get(self.path, self.headers.get("Accept", ""))
+        except Exception as error:  # ours, and whoever asks must not take it for a broken line
+            log.exception("http: %s cannot be made", self.path.partition("?")[0])
+            return Page(500, f"{type(error).__name__}: {error}\n")
 
     def _live(self) -> None:
         if not self.server.may_follow(self.request):

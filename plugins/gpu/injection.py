@@ -195,8 +195,11 @@ class Injector:
     def _machine(self) -> Machine:
         options = self._options
         tree = driver.driver_tree(self._host, options.driver_root, options.container_driver_root)
-        root = options.dev_root or (options.driver_root if tree.has("/dev/nvidiactl") else "/")
-        return Machine(self._host, tree, driver.Tree(root, self._host.path(root)), driver.find_hook(self._host, options.nvidia_cdi_hook_path))
+        root = options.dev_root or "/"
+        # Below the driver's root the device files are where the rest of it is mounted.
+        with_driver = not options.dev_root and tree.has("/dev/nvidiactl")
+        devices = tree if with_driver else driver.Tree(root, self._host.path(root))
+        return Machine(self._host, tree, devices, driver.find_hook(self._host, options.nvidia_cdi_hook_path))
 
     def _channels(self) -> tuple[str, ...]:
         imex = self._options.imex

@@ -27,7 +27,6 @@ CHECKPOINT = "/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint"
 # PROC_PID_INIT_INO (include/linux/proc_ns.h): the number of the PID namespace that the machine starts with.
 _HOST_NAMESPACE = f"pid:[{0xEFFFFFFC}]"
 _ANY_POD = re.compile(r"pod[-0-9A-Za-z]+|.+-pod[_0-9A-Za-z]+\.slice")
-_CGROUPS = "/sys/fs/cgroup"
 _MOST_BYTES = 64 << 20
 _MOST_ENVIRON = 4 << 20
 _ROUNDS = 5
@@ -72,30 +71,28 @@ def find(host: Host, uids: Iterable[str], group: str) -> Found:
     names = [re.compile(rf"pod{re.escape(uid)}|.+-pod{re.escape(uid.replace('-', '_'))}\.slice") for uid in uids]
     if not names:
         return Found((), ())
-    pids = [int(name) for name in sysfs.entries(host, "/proc") if name.isdecimal()]
-    homes: dict[int, str] = {}
-    for pid, text in zip(pids, sysfs.read_many(host, [f"/proc/{pid}/cgroup" for pid in pids]), strict=True):
-        if isinstance(text, str) and (home := _home(text, names)):
-            homes[pid] = home
+    homes = {pid: home for pid, text in _processes(host).items() if (home := _home(text, names))}
     marked = {home for pid, home in homes.items() if _variable(host, pid) == group}
     others = [pid for pid, home in homes.items() if home not in marked and sysfs.read(host, f"/proc/{pid}/comm") != "pause"]
     return Found(tuple(pid for pid, home in homes.items() if home in marked), tuple(others))
 
 
 def beside(host: Host, thread: int) -> frozenset[int]:
-    """All threads of the container that a thread is in, by its cgroup (version 2); none if that cannot be seen."""
+    """All threads of the container that a thread is in; none if that cannot be seen.
+
+    By what each process says of its cgroup, and not by the cgroups' own lists: in a cgroup namespace of its own, as a container has it, this process
+    sees the others' paths relative to its own, and no mount that they would fit.
+    """
     try:
         home = _home(sysfs.read(host, f"/proc/{thread}/cgroup") or "", [_ANY_POD])
-        if not home:
-            return frozenset()
-        found: set[int] = set()
-        for directory, _, files in os.walk(host.path(f"{_CGROUPS}{home}")):
-            if "cgroup.threads" in files:
-                with open(os.path.join(directory, "cgroup.threads"), encoding="ascii", errors="replace") as file:
-                    found |= {int(line) for line in file.read(_MOST_ENVIRON).split() if line.isdecimal()}
-        return frozenset(found)
-    except (OSError, sysfs.SysfsError):  # it has ended
+    except sysfs.SysfsError:  # it has ended
         return frozenset()
+    if not home:
+        return frozenset()
+    pids = _processes(host)
+    mine = [pid for pid, text in pids.items() if _home(text, [_ANY_POD]) == home]
+    tasks = sysfs.entries_many(host, [f"/proc/{pid}/task" for pid in mine])
+    return frozenset(int(name) for names in tasks if isinstance(names, list) for name in names if name.isdecimal())
 
 
 def move(host: Host, find_pids: Callable[[], Iterable[int]], join: Callable[[int], bool]) -> int:
@@ -118,6 +115,13 @@ def allowed_cpus(host: Host, pid: int) -> str:
     except sysfs.SysfsError:
         return ""
     return found[1] if found else ""
+
+
+def _processes(host: Host) -> dict[int, str]:
+    """What each process says of its cgroups."""
+    pids = [int(name) for name in sysfs.entries(host, "/proc") if name.isdecimal()]
+    texts = sysfs.read_many(host, [f"/proc/{pid}/cgroup" for pid in pids])
+    return {pid: text for pid, text in zip(pids, texts, strict=True) if isinstance(text, str)}
 
 
 def _home(text: str, names: list[re.Pattern[str]]) -> str:

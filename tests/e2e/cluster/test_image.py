@@ -33,7 +33,7 @@ def test_it_is_small_and_the_same_each_time(image: Image, rebuilt_image: Image) 
 
 def test_only_python_and_our_command_can_be_run(members: dict[str, tarfile.TarInfo]) -> None:
     folders = ("usr/bin/", "usr/sbin/", "usr/local/bin/", "bin/", "sbin/")
-    assert {path for path in members if path.startswith(folders)} == {"usr/bin/python3.11", "usr/local/bin/deviceplugin"}
+    assert {path for path in members if path.startswith(folders)} == {"usr/bin/nsenter", "usr/bin/python3.11", "usr/local/bin/deviceplugin"}
     assert {path for path, member in members.items() if member.mode & (stat.S_ISUID | stat.S_ISGID)} == set()
     assert {member.uname or member.uid for member in members.values()} <= {"root", 0}
 

@@ -108,6 +108,16 @@ def test_a_driver_root_mounted_into_this_container_is_read_there(machine: Machin
     assert not [path for path in hosts if not path.startswith("/run/nvidia/driver/")]
 
 
+def test_device_files_below_a_driver_root_that_is_mounted_are_found_there(machine: Machine, l40s: Snapshot) -> None:
+    """The driver's container has them too, and nobody mounts the driver's root at its own path in ours."""
+    mounted = machine.path("/mounted")
+    machine.install_driver(l40s.driver_version, root="/mounted")
+    machine.put(*(f"/mounted/dev/nvidia{gpu.minor}" for gpu in l40s.gpus), "/mounted/dev/nvidiactl")
+    machine.injector(**CRI, driverRoot="/run/nvidia/driver", containerDriverRoot=str(mounted)).refresh(l40s)
+    nodes = [node for device in machine.spec("gpu")["devices"] for node in device["containerEdits"]["deviceNodes"]]
+    assert {"path": "/dev/nvidia3", "hostPath": "/run/nvidia/driver/dev/nvidia3", "permissions": "rw"} in nodes
+
+
 def test_mig_devices_are_in_the_spec_with_their_capabilities(machine: Machine) -> None:
     snapshot = machine.look(h100_mig())
     machine.install_driver(snapshot.driver_version)

@@ -209,7 +209,9 @@ def test_variable_is_the_one_that_is_documented() -> None:
 
 
 def put_in_cgroup(n: Node, path: str, *threads: int) -> None:
-    n.host.write(f"/sys/fs/cgroup{path}/cgroup.threads", "".join(f"{thread}\n" for thread in threads))
+    for thread in threads:
+        n.host.write(f"/proc/{thread}/cgroup", f"0::{path}\n")
+        n.host.write(f"/proc/{thread}/task/{thread}/comm", "app\n")
 
 
 def test_threads_that_somebody_took_out_are_put_back(node: Make) -> None:
@@ -227,6 +229,17 @@ def test_threads_that_somebody_took_out_are_put_back(node: Make) -> None:
     assert (said.enforced, said.detail) == (False, f"2 of its 3 threads run outside its group {GROUP}; 2 were moved into it just now")
     assert verdict(one.plugin, one.held).enforced is True
     assert {n.group_of(thread) for thread in (one.pid, taken, nested)} == {GROUP}
+
+
+def test_cgroups_are_seen_from_a_namespace_of_our_own(node: Make) -> None:
+    """As a container sees them that is not privileged: relative to its own."""
+    n = node()
+    one = Started(n, joined=True, cgroup="/../../poduid-pod/main")
+    taken = n.sim.spawn()
+    put_in_cgroup(n, "/../../poduid-pod/main/below", taken)
+    put_in_cgroup(n, "/../../poduid-other/main", n.sim.spawn())
+    assert verdict(one.plugin, one.held).detail == f"1 of its 2 threads run outside its group {GROUP}; 1 were moved into it just now"
+    assert n.group_of(taken) == GROUP
 
 
 def test_threads_outside_are_only_said_without_repair(node: Make) -> None:

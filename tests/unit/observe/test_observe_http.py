@@ -147,6 +147,14 @@ def test_a_client_that_sends_nothing_is_hung_up_on(status: StatusServer, monkeyp
         assert connection.recv(1) == b""
 
 
+def test_a_page_that_cannot_be_made_is_an_error_of_ours_and_is_logged(
+    status: StatusServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Pages, "get", lambda *_arguments: 1 / 0)
+    assert get(status, "/metrics") == (500, "text/plain; charset=utf-8", "ZeroDivisionError: division by zero\n")
+    assert "http: /metrics cannot be made" in caplog.text
+
+
 def test_a_client_that_asks_again_and_again_is_always_answered(status: StatusServer) -> None:
     assert {get(status, "/healthz")[0] for _ in range(100)} == {200}
 
