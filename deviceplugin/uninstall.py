@@ -58,7 +58,8 @@ class _Files:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
             yield f"{'socket' if name.endswith(('.sock', '.heir')) else 'file'} {path}"
-        if self.whole and len(mine) == len(names):
+        # A directory that was mounted into this container cannot be removed from within: it stays, empty.
+        if self.whole and len(mine) == len(names) and not os.path.ismount(self.directory):
             if remove:
                 os.rmdir(self.directory)
             yield f"directory {self.directory}"

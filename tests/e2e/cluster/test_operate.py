@@ -65,7 +65,8 @@ def test_the_page_can_be_followed_to_the_letter(reader: Callable[[str], str]) ->
     assert "[+] config: applied" in said["Observe"]
     assert 'deviceplugin_devices{health="healthy",resource="devices.local/fuse"} 10.0' in said["Observe"]
     assert re.search("fuse-example +1/1 +Running +0", said["Upgrade"]), "the pod lived through both updates"
-    assert len(re.findall("^removed directory /run/deviceplugin$", said["Uninstall"], re.MULTILINE)) == 2, said["Uninstall"]
+    assert len(re.findall("^removed file /run/deviceplugin/devices.local_fuse.lock$", said["Uninstall"], re.MULTILINE)) == 2, said["Uninstall"]
+    assert said["Uninstall"].count("condition met") == 2
 
 
 def test_boxes_are_found() -> None:
