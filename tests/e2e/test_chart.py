@@ -34,7 +34,7 @@ CDI = {"/var/run/cdi": ("/var/run/cdi", WRITABLE)}
 DRIVER = {"/driver-root/usr": ("/usr", READ_ONLY)}
 FEATURES_D = "/etc/kubernetes/node-feature-discovery/features.d"
 FEATURES = {FEATURES_D: (FEATURES_D, WRITABLE)}
-RESCTRL = {"/sys/fs/resctrl": ("/sys/fs/resctrl", WRITABLE), "/sys/fs/cgroup": ("/sys/fs/cgroup", READ_ONLY)}
+RESCTRL = {"/sys/fs/resctrl": ("/sys/fs/resctrl", WRITABLE)}
 
 
 @pytest.fixture(scope="module")

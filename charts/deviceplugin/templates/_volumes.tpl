@@ -66,12 +66,6 @@
   mountPath: {{ $path | quote }}
   mountPropagation: HostToContainer
 {{- end }}
-{{- if $facts.resctrl }}
-# llc: which threads a container has.
-- name: cgroup
-  mountPath: /sys/fs/cgroup
-  readOnly: true
-{{- end }}
 {{- range $number, $path := keys $facts.files | sortAlpha }}
 # gpu: device files below `injection.devRoot`; fpga: bitstreams; mic: libraries; pfs: files with numbers of slots, BeeGFS's configuration.
 - name: {{ include "deviceplugin.numbered" (list "files" $number) }}
@@ -126,10 +120,6 @@
 {{- range $number, $path := $facts.resctrl }}
 - name: {{ include "deviceplugin.numbered" (list "resctrl" $number) }}
   hostPath: {path: {{ $path | quote }}, type: Directory}
-{{- end }}
-{{- if $facts.resctrl }}
-- name: cgroup
-  hostPath: {path: /sys/fs/cgroup, type: Directory}
 {{- end }}
 {{- range $number, $path := keys $facts.files | sortAlpha }}
 - name: {{ include "deviceplugin.numbered" (list "files" $number) }}
