@@ -73,6 +73,7 @@ class ControlPlane(Enclosure):
         # Not before: the roles that let them in are made by the API server as it starts, and they do not try twice.
         self._program("kube-scheduler", *self._client("kube-scheduler"))
         account = [f"--service-account-private-key-file={self.authority.account_key}", "--use-service-account-credentials=true"]
+        account += [f"--root-ca-file={self.authority.certificate}"]  # which pods with a service account get as ca.crt
         self._program("kube-controller-manager", *self._client("kube-controller-manager"), *account)
 
     def _client(self, name: str) -> list[str]:
@@ -85,7 +86,7 @@ class ControlPlane(Enclosure):
         client_certificate, client_key = authority.issue("kube-apiserver-client", "system:masters")
         flags = {
             "etcd-servers": network.ETCD,
-            "bind-address": network.API_SERVER.split(":")[0],
+            "bind-address": "0.0.0.0",  # of the namespace: pods that are to talk to it come by the control plane's address
             "secure-port": network.API_SERVER.split(":")[1],
             "advertise-address": network.CONTROL_PLANE,
             "tls-cert-file": certificate,

@@ -31,5 +31,6 @@ def pod_range(number: int) -> str:
 def network_plugin(number: int, records: Path) -> str:
     """The CNI configuration of a node. records: the folder for who has which address."""
     ranges = [[{"subnet": pod_range(number)}]]
-    plugin = {"type": "ptp", "ipam": {"type": "host-local", "ranges": ranges, "dataDir": str(records)}}
+    routes = [{"dst": f"{CONTROL_PLANE}/32"}]
+    plugin = {"type": "ptp", "ipam": {"type": "host-local", "ranges": ranges, "routes": routes, "dataDir": str(records)}}
     return json.dumps({"cniVersion": "1.0.0", "name": "pods", "plugins": [plugin]})
