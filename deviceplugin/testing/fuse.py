@@ -98,8 +98,9 @@ def serve(tree: Tree, at: str | None = None) -> Iterator[str]:
         directory = at or stack.enter_context(tempfile.TemporaryDirectory(prefix="fuse-"))
         operations = _Operations(tree)
         thread = threading.Thread(target=_run, args=(operations, directory), name=f"fuse-{directory}", daemon=True)
-        thread.start()
-        operations.settled.wait()
+        with _staying():
+            thread.start()
+            operations.settled.wait()
         if not operations.mounted:
             raise FuseError(f"{directory} cannot be mounted on: {operations.ended or 'libfuse says why on stderr'}")
         try:
@@ -212,6 +213,17 @@ def _run(operations: _Operations, directory: str) -> None:
         operations.ended = error
     finally:
         operations.settled.set()
+
+
+@contextlib.contextmanager
+def _staying() -> Iterator[None]:
+    """Undoes that libfuse takes the whole process to "/", as it would a daemon of its own (fuse_daemonize, lib/helper.c)."""
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 def _take_signals_back() -> None:

@@ -143,4 +143,5 @@ def test_a_kubelet_restart_needs_no_act_of_the_plugin(watching: Kubelet) -> None
         watching.wait_for(RESOURCE, healthy=1)
         watching.restart()
         watching.wait_for(RESOURCE, healthy=1)
-        assert len(plugin.notified) == 2
+        # The kubelet says so after it has begun to read the list.
+        watching.wait_until(lambda: len(plugin.notified) == 2, "the plugin to be told again")

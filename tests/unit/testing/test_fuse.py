@@ -257,7 +257,14 @@ def test_signals_still_end_the_process(mount: Path) -> None:
     with open("/proc/self/status", encoding="ascii") as file:
         caught = next(int(line.split()[1], 16) for line in file if line.startswith("SigCgt:"))
     for number in (signal.SIGTERM, signal.SIGHUP):
-        assert (caught >> (number - 1) & 1) == (signal.getsignal(number) is not signal.SIG_DFL)
+        assert (caught >> (number - 1) & 1) == (signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN))
+
+
+def test_the_process_stays_where_it_is(tree: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with serve(tree):
+        assert Path.cwd() == tmp_path
+    assert Path.cwd() == tmp_path
 
 
 def test_threads_are_answered_at_once(tree: Groups, mount: Path) -> None:
