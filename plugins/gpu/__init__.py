@@ -65,7 +65,7 @@ class Gpu(Plugin):
         self._labels, self._unlabelled = LabelFile(self.host, labels.FILE), ""
         self._count = 0
         self._last: tuple[Device, ...] = ()
-        self._gpus: tuple[NvmlGpu, ...] = ()
+        self._joined: tuple[tuple[NvmlGpu, ...], tuple[tuple[int | None, ...], ...]] = (), ()
         self._view = _View()
         self._said: dict[str, str] = {}
 
@@ -85,7 +85,7 @@ class Gpu(Plugin):
         if watched is not None and any(not watched.knows(gpu.index) for gpu in gpus if not gpu.lost):
             self._session.renew()
         snapshot = replace(snapshot, gpus=tuple(gpus))
-        self._gpus = snapshot.gpus
+        self._joined = snapshot.gpus, snapshot.ancestors
         self.injector.refresh(snapshot)
         candidates = list(discovery.choose(gpus, self.config))
         numa = {gpu.uuid: discovery.numa_nodes(self.host, gpu) for gpu in gpus}
@@ -128,8 +128,8 @@ class Gpu(Plugin):
         return [by_place[place] for place in chosen]
 
     def connections(self) -> Iterator[Connection]:
-        """The NVLinks that are up."""
-        return discovery.connections(self._gpus)
+        """The NVLinks that are up, or else what of PCIe joins the GPUs."""
+        return iter(discovery.connections(*self._joined))
 
     def measure(self) -> Iterator[Measurement]:
         """What NVML measures now, and the XIDs that were told."""

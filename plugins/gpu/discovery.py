@@ -209,14 +209,39 @@ def links(gpus: Sequence[Gpu], ancestors: Sequence[Sequence[int | None]], numa: 
     return Topology(scores, [next(iter(numa[gpu.uuid]), None) for gpu in gpus])
 
 
-def connections(gpus: Sequence[Gpu]) -> Iterator[Connection]:
-    """The NVLinks that are up, between two GPUs and to the switches that join all."""
+_FAR = 50
+"""NVML_TOPOLOGY_SYSTEM: only the link between two sockets joins them."""
+
+_JOINS = ((20, "PCIe switch"), (30, "PCIe host bridge"))
+"""NVML_TOPOLOGY_SINGLE and _MULTIPLE: one or several switches; NVML_TOPOLOGY_HOSTBRIDGE."""
+
+
+def connections(gpus: Sequence[Gpu], ancestors: Sequence[Sequence[int | None]]) -> list[Connection]:
+    """The NVLinks that are up, between two GPUs and to the switches that join all; without any, what of PCIe joins the GPUs."""
+    return [*_nvlinks(gpus)] or [*_pcie(gpus, ancestors)]
+
+
+def _nvlinks(gpus: Sequence[Gpu]) -> Iterator[Connection]:
     for gpu in gpus:
         for other in gpus:
             if other.index > gpu.index and (lanes := sum(link.active and link.peer == other.index for link in gpu.links)):
                 yield Connection(gpu.uuid, other.uuid, "NVLink", lanes)
         if lanes := sum(link.active and link.remote_type == _TO_SWITCH for link in gpu.links):
             yield Connection(gpu.uuid, "NVSwitch", "NVLink", lanes)
+
+
+def _pcie(gpus: Sequence[Gpu], ancestors: Sequence[Sequence[int | None]]) -> Iterator[Connection]:
+    """By the lowest thing that a GPU shares with another: that is what joins them, and whatever is above says nothing more."""
+    left = [gpu for gpu in gpus if gpu.index < len(ancestors)]
+    for level, name in _JOINS:
+        number = 0
+        for gpu in list(left):
+            near = [other for other in left if other is gpu or (ancestors[gpu.index][other.index] or _FAR) <= level]
+            if gpu in left and len(near) > 1:
+                for other in near:
+                    yield Connection(other.uuid, f"{name} {number}", "PCIe")
+                left = [other for other in left if other not in near]
+                number += 1
 
 
 def _score(a: Gpu, b: Gpu, ancestors: Sequence[Sequence[int | None]]) -> int:
