@@ -7,8 +7,7 @@ import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from deviceplugin.demo.cameras import Cameras
 from deviceplugin.demo.gpus import Gpus
@@ -16,6 +15,7 @@ from deviceplugin.demo.machine import Machine
 from deviceplugin.demo.stage import Stage, StepFailed
 from deviceplugin.observe.client import AskError
 from deviceplugin.observe.tables import Screen
+from deviceplugin.signals import Signals
 from deviceplugin.testing import CreateContainerConfigError, KubeletStopped, NotReached, SyncLoopBlocked
 
 _NOT_AS_SAID = (StepFailed, NotReached, SyncLoopBlocked, KubeletStopped, CreateContainerConfigError, AskError, subprocess.TimeoutExpired, OSError)
@@ -34,8 +34,10 @@ def main(*, machine: Machine | None = None, show_log: bool = False) -> int:
     screen.line("A Kubernetes node in miniature: simulated hardware, a kubelet that keeps to the real")
     screen.line("one's rules, and the real daemon. Every number below is measured while you watch.")
     outcome: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
+    # A terminal that is closed, too, must leave no daemon and no directory behind.
+    ends = Signals((signal.SIGHUP, signal.SIGINT, signal.SIGTERM), lambda number: outcome.put(128 + number))
     try:
-        with _told_to_end(outcome), Stage(screen, machine, show_log=show_log) as stage:
+        with ends, Stage(screen, machine, show_log=show_log) as stage:
             # On a thread of its own, so that a signal interrupts nothing: an exception in the middle of a step could leave a lock held that the
             # clearing up needs.
             stage.play(lambda: outcome.put(_play(stage)), outcome.put)
@@ -63,18 +65,3 @@ def _play(stage: Stage) -> int:
     stage.screen.line(f"All {len(stage.machine.steps)} steps did what they say, in {stage.seconds:.1f} s.", style="good")
     stage.screen.line("Next, for your own hardware: deviceplugin check FILE, then deviceplugin run --config FILE")
     return 0
-
-
-@contextmanager
-def _told_to_end(outcome: queue.SimpleQueue[int | BaseException]) -> Iterator[None]:
-    """A terminal that is closed, too, must leave no daemon and no directory behind."""
-
-    def end(number: int, _frame: object) -> None:
-        outcome.put(128 + number)  # a SimpleQueue's put may be called from wherever a signal comes
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

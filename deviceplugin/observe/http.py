@@ -332,12 +332,18 @@ def _hang_up(request: socket.socket) -> None:
 
 def sweep(directory: str) -> None:
     """Removes the status sockets of daemons that were killed."""
-    for entry in os.scandir(directory):
-        if not entry.name.endswith(STATUS_SUFFIX):
-            continue
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.endswith(STATUS_SUFFIX) and _abandoned(entry):
+                _remove(entry.path)
+
+
+def _abandoned(entry: os.DirEntry[str]) -> bool:
+    try:
         found = entry.stat(follow_symlinks=False)
-        if stat.S_ISSOCK(found.st_mode) and time.time() - found.st_mtime > STALE_AFTER and not listening(entry.path):
-            _remove(entry.path)
+    except FileNotFoundError:
+        return False  # its daemon has ended in order meanwhile
+    return stat.S_ISSOCK(found.st_mode) and time.time() - found.st_mtime > STALE_AFTER and not listening(entry.path)
 
 
 def _bind(text: str, pages: Pages) -> _Server:

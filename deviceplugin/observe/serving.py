@@ -26,6 +26,7 @@ from deviceplugin.observe.configwatch import ConfigWatch
 from deviceplugin.observe.words import count
 from deviceplugin.plugin import Plugin
 from deviceplugin.service import Role
+from deviceplugin.signals import Signals
 from deviceplugin.source import is_pipe
 
 if TYPE_CHECKING:
@@ -48,36 +49,22 @@ HEAD_START = 0.2
 
 
 class Orders:
-    """What the process is told by signals and by its own threads, in order, and the end of it if an order to stop is not carried out in time.
+    """What the process is told by signals and by its own threads, in order, and the end of it if an order to stop is not carried out in time."""
 
-    A signal that another thread takes, or that comes a moment before the main thread waits, does not wake the main thread. So the interpreter writes
-    each to a pipe, and a thread of its own reads them: that works too while the main thread is busy or hangs.
-    """
-
-    _LOST, _OVER = 254, 255
+    _LOST = 254
 
     def __init__(self) -> None:
         self._orders: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
         self._over = threading.Event()
-        self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._writer, False)
-        self._thread = threading.Thread(target=self._read, name="signals", daemon=True)
+        self._signals = Signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._told)
 
     def __enter__(self) -> Orders:
-        self._old = {number: signal.signal(number, _noted) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-        self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._thread.start()
+        self._signals.__enter__()
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
-        signal.set_wakeup_fd(self._old_wakeup)
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        os.write(self._writer, bytes([self._OVER]))
-        self._thread.join()
-        os.close(self._reader)
-        os.close(self._writer)
+        self._signals.__exit__(*error)
 
     def next(self) -> tuple[str, int]:
         """Waits for an order: ``reload``, ``changed`` (reload if it matters), or ``stop`` with the exit status."""
@@ -90,23 +77,19 @@ class Orders:
     def lost(self) -> None:
         """The device-plugins directory is dead."""
         if not self._over.is_set():
-            os.write(self._writer, bytes([self._LOST]))
+            self._signals.tell(self._LOST)
 
-    def _read(self) -> None:
-        while True:
-            for byte in os.read(self._reader, 64):
-                if byte == self._OVER:
-                    return
-                if byte == signal.SIGHUP:
-                    self._orders.put(("reload", 0))
-                elif byte in (signal.SIGTERM, signal.SIGINT, self._LOST):
-                    status = EX_LOST if byte == self._LOST else 0
-                    self._orders.put(("stop", status))
-                    if not self._over.wait(STOP_LIMIT):
-                        # No lock may be taken here that whatever hangs could hold, the log's among them.
-                        names = ", ".join(sorted(thread.name for thread in threading.enumerate()))
-                        _last_words(f"stopping takes too long; leaving now. Threads: {names}")
-                        os._exit(status)
+    def _told(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            self._orders.put(("reload", 0))
+            return
+        status = EX_LOST if number == self._LOST else 0
+        self._orders.put(("stop", status))
+        if not self._over.wait(STOP_LIMIT):
+            # No lock may be taken here that whatever hangs could hold, the log's among them.
+            names = ", ".join(sorted(thread.name for thread in threading.enumerate()))
+            _last_words(f"stopping takes too long; leaving now. Threads: {names}")
+            os._exit(status)
 
 
 class Process:
@@ -265,10 +248,6 @@ def _leave(status: int, began: float) -> None:
 
 def _lingering() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
-
-
-def _noted(_number: int, _frame: object) -> None:
-    """The interpreter has written the signal to the pipe before it calls this."""
 
 
 def _nothing(*_arguments: object) -> None:

@@ -164,8 +164,8 @@ def withdraws(kubelet: Kubelet, resource: str, sockets: set[str]) -> None:
 
 def plugin_sockets(kubelet: Kubelet) -> set[str]:
     """Names of the sockets in the device-plugins directory, other than the kubelet's own."""
-    entries = os.scandir(kubelet.device_plugins)
-    return {e.name for e in entries if e.name != "kubelet.sock" and stat.S_ISSOCK(e.stat(follow_symlinks=False).st_mode)}
+    with os.scandir(kubelet.device_plugins) as entries:
+        return {e.name for e in entries if e.name != "kubelet.sock" and stat.S_ISSOCK(e.stat(follow_symlinks=False).st_mode)}
 
 
 def _failure(call: Callable[[], object]) -> RpcFailed | None:

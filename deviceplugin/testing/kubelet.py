@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from types import TracebackType
 
 from deviceplugin.testing import status
@@ -146,18 +146,20 @@ class Kubelet:
 
     def wipe_dir(self) -> None:
         """Everything in the device-plugins directory goes, the checkpoint too, while the kubelet runs on without noticing."""
-        for entry in os.scandir(self.device_plugins):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)
+        with os.scandir(self.device_plugins) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    with contextlib.suppress(FileNotFoundError):  # a plugin may remove its own meanwhile
+                        os.unlink(entry.path)
 
     def replace_dir(self) -> None:
         """The device-plugins directory itself goes and a new, empty one comes, as when a node is set up anew. The kubelet runs on, unreachable."""
         shutil.rmtree(self.device_plugins)
         os.makedirs(self.device_plugins, mode=0o750)
 
-    @contextmanager
+    @contextlib.contextmanager
     def deaf(self) -> Iterator[None]:
         """Stops the kubelet. For as long as the block lasts, a ``kubelet.sock`` stands in its place that takes connections and never answers."""
         self.stop(unlink=True)
@@ -351,7 +353,7 @@ class Kubelet:
         self.events.record("kubelet started", seed=self.settings.seed, semantics=self.settings.semantics)
         return same
 
-    @contextmanager
+    @contextlib.contextmanager
     def _panics(self) -> Iterator[None]:
         """A nil pointer is the kubelet's end."""
         try:

@@ -82,10 +82,11 @@ def remove_sockets(directory: str) -> None:
 
     One that goes meanwhile is passed over, as in removeContents (pkg/kubelet/cm/devicemanager/manager.go): a plugin may remove its own.
     """
-    for entry in os.scandir(directory):
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
-                os.unlink(entry.path)
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+                    os.unlink(entry.path)
 
 
 def check_path(path: str) -> None:

@@ -82,10 +82,11 @@ class Watcher:
 
     def _walk(self, directory: str) -> None:
         self._watch.add(directory)
-        for entry in os.scandir(directory):
-            is_directory = entry.is_dir(follow_symlinks=False)
-            if is_directory or not entry.name.startswith("."):
-                self._found(entry.path, is_directory)
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                is_directory = entry.is_dir(follow_symlinks=False)
+                if is_directory or not entry.name.startswith("."):
+                    self._found(entry.path, is_directory)
 
     def _found(self, path: str, directory: bool) -> None:
         try:

@@ -99,8 +99,7 @@ class Storm(RuleBasedStateMachine):
             os.rename(self.kubelet.device_plugins, os.path.join(tempfile.mkdtemp(dir=self.root), "gone"))
             os.mkdir(self.kubelet.device_plugins)
         else:
-            with suppress(FileNotFoundError):
-                self.kubelet.wipe_dir()
+            self.kubelet.wipe_dir()
 
     @rule()
     def lose_our_socket(self) -> None:

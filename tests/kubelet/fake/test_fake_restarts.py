@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 
 import pytest
@@ -207,6 +208,20 @@ def test_a_wiped_and_a_replaced_directory_leave_the_kubelet_unaware_until_it_res
         kubelet.restart()
         assert kubelet.node_status()[0] == {RESOURCE: 1}  # the node remembers; the kubelet, whose checkpoint was wiped, does not
         assert kubelet.endpoint(RESOURCE) is None
+
+
+def test_wiping_passes_over_what_a_plugin_removes_itself_meanwhile(kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = os.unlink
+
+    def late(path: str) -> None:
+        unlink(path)
+        unlink(path)
+
+    with serve(kubelet, healthy("a")):
+        monkeypatch.setattr(os, "unlink", late)
+        kubelet.wipe_dir()
+        monkeypatch.undo()
+        assert os.listdir(kubelet.device_plugins) == []
 
 
 def test_starting_twice_is_refused(kubelet: Kubelet) -> None:

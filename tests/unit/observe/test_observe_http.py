@@ -257,6 +257,24 @@ def test_a_daemon_that_was_killed_is_passed_over_and_its_socket_removed_later(da
     assert not os.path.exists(left)
 
 
+def test_sweeping_passes_over_what_its_daemon_removes_meanwhile(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [os.path.join(daemon.paths.locks, f"{number}-dead{client.STATUS_SUFFIX}") for number in (1, 2)]
+    old = time.time() - 2 * server.STALE_AFTER
+    for path in left:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(path)
+        os.utime(path, (old, old))
+
+    def both_go(_path: str) -> bool:
+        for path in left:
+            os.unlink(path)
+        return True
+
+    monkeypatch.setattr(server, "listening", both_go)
+    server.sweep(daemon.paths.locks)
+    assert not any(os.path.exists(path) for path in left)
+
+
 def test_a_daemon_that_does_not_answer_is_named(daemon: Daemon) -> None:
     path = os.path.join(daemon.paths.locks, f"1-mute{client.STATUS_SUFFIX}")
     with socket.socket(socket.AF_UNIX) as mute:
