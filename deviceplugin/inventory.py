@@ -179,6 +179,11 @@ class Inventory:
     def tombstones(self) -> int:
         return len(self._tombstones)
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing at all: nothing found, nothing left out, nothing that is gone and still held."""
+        return not (self._present or self._tombstones or self.skipped)
+
     def _admit(self, found: Iterable[Device | Skipped], default: str) -> tuple[dict[tuple[str, str], Device], list[Skipped], list[str]]:
         """Keeps what can be listed. One bad device never hides its siblings."""
         present: dict[tuple[str, str], Device] = {}

@@ -42,7 +42,8 @@ class Plugin:
     """The metrics that :meth:`measure` has figures of, by name without the prefix, with the unit last, as Prometheus wants: ``card_power_watts``."""
 
     interval: float = 30.0
-    """Seconds between two looks at the hardware when nothing calls for one sooner. Plugins that override :meth:`watch` keep it as a safety net."""
+    """Seconds between two looks at the hardware when nothing calls for one sooner. Plugins that override :meth:`watch` keep it as a safety net;
+    while they find nothing at all it is 30 s at the least."""
 
     sharing: Mapping[str, Sharing] = MappingProxyType({})
     """How the configuration shares resources out, by the name that the plugin gives each: for what must be told elsewhere, as labels are.

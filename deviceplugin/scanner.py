@@ -24,6 +24,9 @@ WATCH_BACKOFF_CAP = 60.0
 BREATH = 0.02
 """Seconds between two looks at the least, however often a plugin's watch() calls for one."""
 
+IN_VAIN = 30.0
+"""Seconds between two looks at the least where there is nothing and watch() tells of what comes: a node without the hardware pays nothing for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScanReport:
@@ -134,6 +137,8 @@ class Scanner:
     def _pause(self) -> float:
         """Seconds to the next look: sooner while something is to be expected."""
         due = self.inventory.book.due(self._clock())
+        if due is None and not self.report.error and self.inventory.empty and self.hooks.has("watch"):
+            return max(self._interval, IN_VAIN)
         # A look that takes long is not repeated all the time because something is broken.
         pause = self._interval if due is None else min(self._interval, max(due, 20 * self.report.seconds))
         if self.report.error:

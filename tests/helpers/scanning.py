@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,23 @@ class Scripted(Widgets):
 class Bench:
     """A running scanner that is always in the middle of a look: whatever it was told before is done."""
 
-    def __init__(self, plugin: Scripted | None = None, *, state: Path | None = None, held: bool | None = None, unknown_after: float = 60.0) -> None:
+    def __init__(
+        self,
+        plugin: Scripted | None = None,
+        *,
+        state: Path | None = None,
+        held: bool | None = None,
+        unknown_after: float = 60.0,
+        interval: float | None = None,
+    ) -> None:
+        """Time stands still until it is told to go on, unless there is an interval, in real seconds."""
         self.clock = Clock()
+        clock = self.clock if interval is None else time.monotonic
         self.tally = Tally()
         self.plugin = plugin or Scripted()
         self.held = held
         book = HealthBook({"fatal": Rule(Recovery.NEVER)}, boot_id="boot")
-        self.inventory = Inventory("widgets", book=book, clock=self.clock)
+        self.inventory = Inventory("widgets", book=book, clock=clock)
         self.published: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.scanner = Scanner(
             self.inventory,
@@ -59,10 +70,10 @@ class Bench:
             self.tally,
             on_publish=lambda scanner, _changes: self.published.put(sum(len(one.rows) for one in scanner.inventory.snapshots.values())),
             held=lambda _resource, _id: self.held,
-            interval=3600.0,
+            interval=3600.0 if interval is None else interval,
             unknown_after=unknown_after,
             state_file=str(state) if state else "",
-            clock=self.clock,
+            clock=clock,
         )
         self.scanner.start()
         self.plugin.looks.get(timeout=WAIT)

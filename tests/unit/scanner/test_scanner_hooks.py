@@ -12,7 +12,7 @@ import pytest
 from deviceplugin import scanner as scanning
 from deviceplugin.hooks import Hooks
 from deviceplugin.inventory import Inventory
-from deviceplugin.model import Device
+from deviceplugin.model import Device, Skipped
 from deviceplugin.scanner import Scanner
 from deviceplugin.tally import Tally
 from tests.helpers.core import WIDGET
@@ -107,3 +107,29 @@ def test_a_watch_calls_for_a_look_and_is_begun_again_when_it_ends(
     assert sum("watch() failed" in line for line in errors(caplog)) == failures
     bench.end()
     plugin.watched.put("the end")
+
+
+@pytest.mark.parametrize("there", [Device("a"), Skipped("b", "is broken")])
+def test_where_there_is_nothing_only_the_watch_calls_for_a_look(there: Device | Skipped, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanning, "IN_VAIN", 3600.0)
+    plugin = Watching()
+    bench = Bench(plugin, interval=0.01)
+    plugin.script.put([])
+    with pytest.raises(queue.Empty):
+        plugin.looks.get(timeout=0.3)
+    plugin.watched.put("something")
+    plugin.looks.get(timeout=WAIT)
+    for _ in range(3):  # of themselves now
+        plugin.script.put([there])
+        plugin.looks.get(timeout=WAIT)
+    bench.end()
+    plugin.watched.put(StopIteration)
+
+
+def test_who_has_no_watch_looks_on_where_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanning, "IN_VAIN", 3600.0)
+    bench = Bench(interval=0.01)
+    for _ in range(3):
+        bench.plugin.script.put([])
+        bench.plugin.looks.get(timeout=WAIT)
+    bench.end()
