@@ -74,7 +74,7 @@ class Scanner:
         self._look = threading.Event()
         self._stopping = threading.Event()
         self._first = threading.Event()
-        self._watching = Scope()
+        self._watching = Scope(self.wake)
         self._thread = threading.Thread(target=self._run, name=f"scan-{self.name}", daemon=True)
 
     def start(self) -> None:

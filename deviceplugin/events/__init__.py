@@ -28,9 +28,13 @@ T = TypeVar("T")
 
 
 class Scope:
-    """The Events that are made in a thread while it is inside, so that another thread can end them all: whoever runs a plugin's watch() holds one."""
+    """The Events that are made in a thread while it is inside, so that another thread can end them all: whoever runs a plugin's watch() holds one.
 
-    def __init__(self) -> None:
+    ``made`` is called each time that some are made: what happened before that is told by nobody, so who looked already must look again.
+    """
+
+    def __init__(self, made: Callable[[], None] = lambda: None) -> None:
+        self._told = made
         self._lock = threading.Lock()
         self._made: list[Events] = []
         self._closed = False
@@ -48,6 +52,8 @@ class Scope:
             self._made = [*(one for one in self._made if not one.closed), events]
         if closed:
             events.close()
+        else:
+            self._told()
 
     def close(self) -> None:
         """Closes all of them, and each that is still made."""

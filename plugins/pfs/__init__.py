@@ -142,6 +142,7 @@ class Pfs(Plugin):
             stack.callback(watch.close)
             if self._stopped:
                 return
+            yield "watching"  # what happened before was not told
             while True:
                 began, pause = time.monotonic(), LOOK_AGAIN if self._debounce.unsettled else None
                 if (changes := watch.wait(pause, poller.fileno())) is None:

@@ -73,7 +73,7 @@ def test_verdicts_follow_the_pods_into_the_picture_the_table_and_the_metrics(kub
         assert f'deviceplugin_allocations_held{{enforced="true",resource="{RESOURCE}"}} 0.0' in text
         kubelet.delete_pod(pod)
         looks(daemon, kubelet, {"a": None, "b": None})
-        assert truth.seen == (), "the plugin hears that nobody holds anything"
+        wait_until(lambda: truth.seen == (), "the plugin hearing that nobody holds anything")
 
 
 def test_a_reload_gives_the_plugin_that_stays_its_verdicts_and_the_new_one_its_own(kubelet: Kubelet) -> None:

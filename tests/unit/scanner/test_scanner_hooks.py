@@ -5,11 +5,13 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deviceplugin import scanner as scanning
+from deviceplugin.events import Events
 from deviceplugin.hooks import Hooks
 from deviceplugin.inventory import Inventory
 from deviceplugin.model import Device, Skipped
@@ -107,6 +109,28 @@ def test_a_watch_calls_for_a_look_and_is_begun_again_when_it_ends(
     assert sum("watch() failed" in line for line in errors(caplog)) == failures
     bench.end()
     plugin.watched.put("the end")
+
+
+class Late(Scripted):
+    """Begins to watch when a look is under way."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.looking = threading.Event()
+
+    def watch(self) -> Iterator[object]:
+        self.looking.wait(WAIT)
+        yield from Events(self.host, paths=[str(self.path)])
+
+
+def test_what_happens_before_the_watch_has_begun_is_looked_for_once_it_has(tmp_path: Path) -> None:
+    plugin = Late(tmp_path)
+    bench = Bench(plugin)
+    plugin.looking.set()
+    plugin.script.put([])
+    plugin.looks.get(timeout=WAIT)
+    bench.end()
 
 
 @pytest.mark.parametrize("there", [Device("a"), Skipped("b", "is broken")])
