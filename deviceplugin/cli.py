@@ -40,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_source_flags(devices)
     _add_output(devices)
 
+    forgive = commands.add_parser("forgive", help="forget the fault of a unit that is well again, which no rule would believe", allow_abbrev=False)
+    forgive.add_argument("unit", metavar="UNIT", help="as `deviceplugin devices` names it, or a device of it")
+    forgive.add_argument("--root", metavar="DIR", default="/", help="use the tree below DIR instead of /")
+    _add_output(forgive)
+
     check = commands.add_parser("check", help="check a configuration: what would be advertised, and what not and why", allow_abbrev=False)
     check.add_argument("config", metavar="FILE")
     check.add_argument("--root", metavar="DIR", default="/", help="look at the tree below DIR instead of /")
@@ -63,7 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("version", help="print the version")
 
     args = parser.parse_args(argv)
-    functions = {"run": _run, "devices": _devices, "check": _check, "demo": _demo, "convert": _convert, "uninstall": _uninstall, "version": _version}
+    functions = {
+        "run": _run,
+        "devices": _devices,
+        "forgive": _forgive,
+        "check": _check,
+        "demo": _demo,
+        "convert": _convert,
+        "uninstall": _uninstall,
+        "version": _version,
+    }
     return _guarded(parser.prog, functions[args.command], args)
 
 
@@ -200,6 +214,33 @@ def _devices(args: argparse.Namespace) -> int:
     if not daemons and not errors and found is None:
         print("deviceplugin devices: no daemon runs here; --config FILE or --plugin SPEC shows what one would advertise", file=sys.stderr)
     return 1 if errors or (not daemons and (found is None or not found.ok)) else 0
+
+
+def _forgive(args: argparse.Namespace) -> int:
+    from deviceplugin.kubelet.paths import Paths
+    from deviceplugin.observe import client, report
+    from deviceplugin.observe.tables import Screen
+    from deviceplugin.observe.words import one_line
+
+    try:
+        answers, errors = client.forgive_all(Paths.below(args.root).locks, args.unit)
+    except client.AskError as error:
+        answers, errors = (), (str(error),)
+    granted = [one for answer in answers for one in answer.forgiven]
+    if args.output == "json":
+        import msgspec
+
+        _write_json(msgspec.json.encode({"version": "v1", "forgiven": granted, "errors": errors}))
+    else:
+        report.show_pardons(Screen(sys.stdout), granted)
+    for text in errors:
+        print(f"deviceplugin forgive: {text}", file=sys.stderr)
+    if not answers and not errors:
+        print("deviceplugin forgive: no daemon runs here, and only it may forget a fault", file=sys.stderr)
+    elif answers and not granted:
+        known = ", ".join(dict.fromkeys(fault for answer in answers for fault in answer.faults))
+        print(f"deviceplugin forgive: {one_line(args.unit)} has no fault on record; there are: {known or 'none'}", file=sys.stderr)
+    return 0 if granted and not errors and all(one.health in ("healthy", "gone") for one in granted) else 1
 
 
 def _survey(args: argparse.Namespace) -> Survey:

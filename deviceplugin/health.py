@@ -97,9 +97,19 @@ class HealthBook:
         rule = self.rule(seen.cause)
         return _SEVERITY.index(seen.health), _HOLD.index(rule.recovery), rule.seconds
 
-    def forget(self, unit: str) -> None:
-        """Drops what is known of a unit: an operator's pardon."""
-        self._units.pop(unit, None)
+    def forgive(self, unit: str) -> str | None:
+        """An administrator's pardon: what the probe says next of the unit counts as if nothing had been.
+
+        Returns the cause that was forgiven, None if there was none.
+        """
+        old = self._units.get(unit)
+        if old is None or old.health is not Health.UNHEALTHY:
+            return None
+        if unit in self._present:
+            self._units[unit] = UnitHealth(Health.UNKNOWN, old.cause, old.since, old.incarnation)
+        else:
+            del self._units[unit]
+        return old.cause
 
     def get(self, unit: str) -> UnitHealth | None:
         return self._units.get(unit)

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import json
 import logging
+import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from deviceplugin import files
@@ -75,6 +78,7 @@ class Scanner:
         self._stopping = threading.Event()
         self._first = threading.Event()
         self._watching = Scope(self.wake)
+        self._pardons: queue.SimpleQueue[tuple[str, Future[str | None]]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"scan-{self.name}", daemon=True)
 
     def start(self) -> None:
@@ -90,6 +94,16 @@ class Scanner:
         self.hooks.plugin.sharing = sharing
         self.inventory.share(sharing)
         self.wake()
+
+    def forgive(self, unit: str) -> Future[str | None]:
+        """An administrator's pardon: the unit's fault is forgotten, and the unit looked at anew. From any thread.
+
+        Done after that look, with the cause that was forgiven, None if there was none.
+        """
+        pardon: Future[str | None] = Future()
+        self._pardons.put((unit, pardon))
+        self.wake()
+        return pardon
 
     def recheck(self) -> None:
         """Who holds what may have changed: look at the tombstones, not at the hardware."""
@@ -123,7 +137,8 @@ class Scanner:
             self._wake.clear()
             if self._look.is_set() or self._clock() >= next_scan:
                 self._look.clear()
-                self._scan()
+                with self._pardoning():
+                    self._scan()
                 next_scan = self._clock() + self._pause()
                 self._stopping.wait(BREATH)
             else:
@@ -144,6 +159,22 @@ class Scanner:
         if self.report.error:
             pause = min(pause, 5.0)
         return max(0.05, pause)
+
+    @contextmanager
+    def _pardoning(self) -> Iterator[None]:
+        """Grants the pardons that were asked for, and tells of them after the block."""
+        granted: list[tuple[Future[str | None], str | None]] = []
+        while not self._pardons.empty():
+            unit, pardon = self._pardons.get()
+            cause = self.inventory.book.forgive(unit)
+            if cause is not None:
+                log.warning("plugin %s: %s: the fault %s is forgiven, as was asked for", self.name, unit, cause)
+            granted.append((pardon, cause))
+        if granted:
+            self._save()
+        yield
+        for pardon, cause in granted:
+            pardon.set_result(cause)
 
     def _scan(self) -> None:
         began = self._clock()

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the daemons of this machine for their status, each on its own socket."""
+"""Asks the daemons of this machine, each on its own socket."""
 
 from __future__ import annotations
 
 import http.client
 import os
 import socket
+from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import urlencode
 
 import msgspec
 
+from deviceplugin.observe.pardon import Answer
 from deviceplugin.observe.status import Status
+
+T = TypeVar("T")
 
 STATUS_SUFFIX = ".status.sock"
 """How the names of the sockets end, in the directory of the locks."""
@@ -44,11 +50,11 @@ def sockets(directory: str) -> list[str]:
         raise AskError(f"{directory}: {error.strerror}; the daemons' sockets are there, and only their user and root may ask") from error
 
 
-def fetch(path: str, target: str, timeout: float = TIMEOUT) -> bytes | None:
+def fetch(path: str, target: str, timeout: float = TIMEOUT, method: str = "GET") -> bytes | None:
     """What the daemon behind a socket answers, None if there is no daemon any more. Raises AskError."""
     connection = _Connection(path, timeout)
     try:
-        connection.request("GET", target)
+        connection.request(method, target)
         response = connection.getresponse()
         body = response.read()
     except (ConnectionRefusedError, FileNotFoundError):
@@ -64,24 +70,38 @@ def fetch(path: str, target: str, timeout: float = TIMEOUT) -> bytes | None:
 
 def ask(path: str, timeout: float = TIMEOUT) -> Status | None:
     """The status of the daemon behind a socket, None if there is no daemon any more. Raises AskError."""
-    body = fetch(path, "/devices", timeout)
-    if body is None:
-        return None
-    try:
-        return msgspec.json.decode(body, type=Status)
-    except msgspec.DecodeError as error:
-        raise AskError(f"{path}: the answer is not understood, perhaps of another release: {error}") from error
+    return _decoded(path, fetch(path, "/devices", timeout), Status)
 
 
 def ask_all(directory: str, timeout: float = TIMEOUT) -> tuple[tuple[Status, ...], tuple[str, ...]]:
-    """Every daemon that answers, longest running first, and why others do not."""
+    """Every daemon that answers, longest running first, and why others do not. Raises AskError if the directory may not be read."""
+    found, errors = _each(directory, lambda path: ask(path, timeout))
+    return tuple(sorted(found, key=lambda one: -one.uptime_seconds)), errors
+
+
+def forgive_all(directory: str, unit: str, timeout: float = TIMEOUT) -> tuple[tuple[Answer, ...], tuple[str, ...]]:
+    """Has every daemon forgive a unit: a standby, too, remembers its fault. What they answer, and why others do not. Raises AskError."""
+    target = f"/forgive?{urlencode({'unit': unit}, errors='replace')}"
+    return _each(directory, lambda path: _decoded(path, fetch(path, target, timeout, "POST"), Answer))
+
+
+def _each(directory: str, question: Callable[[str], T | None]) -> tuple[tuple[T, ...], tuple[str, ...]]:
     found, errors = [], []
     for path in sockets(directory):
         try:
-            status = ask(path, timeout)
+            answer = question(path)
         except AskError as error:
             errors.append(str(error))
             continue
-        if status is not None:
-            found.append(status)
-    return tuple(sorted(found, key=lambda one: -one.uptime_seconds)), tuple(errors)
+        if answer is not None:
+            found.append(answer)
+    return tuple(found), tuple(errors)
+
+
+def _decoded(path: str, body: bytes | None, kind: type[T]) -> T | None:
+    if body is None:
+        return None
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise AskError(f"{path}: the answer is not understood, perhaps of another release: {error}") from error

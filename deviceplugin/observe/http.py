@@ -91,9 +91,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._answer(self._page())
 
+    def do_POST(self) -> None:
+        """What changes something is for whoever may open the socket: root."""
+        if self.server.address_family != socket.AF_UNIX:
+            self._refuse()
+        elif self.rfile.exhausted:
+            self._answer(Page(431, f"the request has more than {MAX_REQUEST} bytes\n"))
+        else:
+            self._answer(self._page())
+
     def _page(self) -> Page:
+        pages = self.server.pages
         try:
-            return self.server.pages.get(self.path, self.headers.get("Accept", ""))
+            return pages.post(self.path) if self.command == "POST" else pages.get(self.path, self.headers.get("Accept", ""))
         except Exception as error:  # ours, and whoever asks must not take it for a broken line
             log.exception("http: %s cannot be made", self.path.partition("?")[0])
             return Page(500, f"{type(error).__name__}: {error}\n")
@@ -116,7 +126,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _refuse(self) -> None:
         self._answer(Page(405, f"{self.command} is not known here: only GET and HEAD\n", headers=(("Allow", "GET, HEAD"),)))
 
-    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse  # noqa: N815
+    do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse  # noqa: N815
 
     def _is_local(self) -> bool:
         if self.server.address_family == socket.AF_UNIX:

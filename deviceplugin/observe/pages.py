@@ -91,6 +91,16 @@ class Pages:
                 return Page(200, threads())
         return Page(404, f"nothing here; there is\n{INDEX}")
 
+    def post(self, target: str) -> Page:
+        """What a request that changes something answers. For root's own socket only."""
+        path, _, query = target.partition("?")
+        units = parse_qs(query).get("unit", [])
+        if path != "/forgive" or len(units) != 1:
+            return Page(404, "nothing to do here; there is /forgive?unit=NAME\n")
+        from deviceplugin.observe import pardon
+
+        return Page(200, msgspec.json.encode(pardon.forgive(self._daemon, units[0])) + b"\n", "application/json")
+
     def _home(self) -> Page:
         from deviceplugin.observe import page
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from deviceplugin.observe.pardon import Pardon
 from deviceplugin.observe.readiness import instance_name
 from deviceplugin.observe.status import DeviceStatus, PluginStatus, ResourceStatus, Status
 from deviceplugin.observe.survey import Survey
@@ -44,6 +45,17 @@ def show_daemons(screen: Screen, daemons: Sequence[Status]) -> None:
     _show_left_out(screen, {plugin.name: plugin for one in reversed(daemons) for plugin in one.plugins}.values())
     for error in dict.fromkeys(one.pod_resources.error for one in daemons if one.pod_resources.error):
         screen.line(f"who holds what is not known: {error}", style="warn")
+
+
+def show_pardons(screen: Screen, granted: Iterable[Pardon]) -> None:
+    """What was forgiven, and what is so now; once where several instances say the same."""
+    for one in dict.fromkeys(granted):
+        now, style = {
+            "healthy": ("it is healthy now", "good"),
+            "gone": ("it is not here", "warn"),
+            "": (f"not looked at yet: {one.why}", "warn"),
+        }.get(one.health, (f"it is {one.health} still: {one.why}", "bad"))
+        screen.line(f"{one.plugin}: {one.unit}: {one.cause} is forgiven; ", Cell(now, style))
 
 
 def show_survey(screen: Screen, found: Survey) -> None:

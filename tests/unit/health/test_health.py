@@ -67,8 +67,31 @@ def test_a_fault_that_is_still_seen_after_a_reset_needs_another() -> None:
 def test_what_is_never_forgiven_needs_an_operator() -> None:
     one = book()
     assert play(one, (0, bad("never", "1")), (1e9, Sighting(Health.HEALTHY, "", "2"))) == ["unhealthy:never"] * 2
-    one.forget("u")
+    assert one.forgive("u") == "never"
     assert play(one, (1e9, WELL)) == ["healthy"]
+
+
+def test_a_pardon_covers_what_was_and_not_what_is_seen_still() -> None:
+    one = book()
+    play(one, (0, bad("never")))
+    assert one.forgive("u") == "never"
+    assert one.dump()["units"] == {}
+    assert play(one, (1, bad("never")), (2, WELL)) == ["unhealthy:never"] * 2
+
+
+def test_only_a_fault_can_be_forgiven() -> None:
+    one = book()
+    assert one.forgive("u") is None
+    play(one, (0, WELL))
+    assert (one.forgive("u"), one.forgive("another")) == (None, None)
+
+
+def test_the_fault_of_a_unit_that_is_gone_can_be_forgiven() -> None:
+    one, again = book(), book()
+    play(one, (0, bad("never")))
+    again.load(one.dump())
+    assert again.forgive("u") == "never"
+    assert (again.get("u"), again.dump()["units"]) == (None, {})
 
 
 @pytest.mark.parametrize(

@@ -131,9 +131,12 @@ class HealthMachine(RuleBasedStateMachine):
             self.oracle = Oracle()
 
     @rule()
-    def forget(self) -> None:
-        self.book.forget("u")
-        self.oracle = Oracle()
+    def forgive(self) -> None:
+        before = self.oracle.health
+        assert (self.book.forgive("u") is not None) == (before is Health.UNHEALTHY)
+        if before is Health.UNHEALTHY:
+            present = self.book.get("u") is not None
+            self.oracle = Oracle(health=Health.UNKNOWN if present else None)
 
     @invariant()
     def only_what_was_verified_is_healthy(self) -> None:
