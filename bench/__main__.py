@@ -9,8 +9,8 @@ import sys
 from bench.report import machine
 
 SECTIONS = ("core", "native", "linkset", "nvml", "gpu", "llc", "fpga", "mic", "pfs")
-LONG = ("soak",)
-"""Takes a quarter of an hour: only when it is named."""
+LONG = ("idle", "soak")
+"""Minutes of waiting, a quarter of an hour: only when they are named."""
 
 
 def main() -> None:

@@ -48,7 +48,9 @@ class UnitHealth:
 
 
 LOOK_AGAIN = 1.0
-"""Seconds from a look that found a passing fault to the next."""
+"""Seconds from a look that found a new passing fault to the next. The longer it lasts the less often it is looked for: after a tenth of its age."""
+SELDOM = 60.0
+"""Seconds between two such looks at the most."""
 
 
 class HealthBook:
@@ -80,8 +82,12 @@ class HealthBook:
         """Seconds until some unit may recover by itself, if any: when to look again. A quiet can only begin once a look finds none of the fault."""
         seen = [unit for name, unit in self._units.items() if name in self._present]
         sick = [unit for unit in seen if unit.health is Health.UNHEALTHY and self._hold(unit) < float("inf")]
-        waits = [LOOK_AGAIN if unit.quiet_since is None else self._hold(unit) - (now - unit.quiet_since) for unit in sick]
-        return max(0.0, min(waits)) if waits else None
+        return max(0.0, min(self._wait(unit, now) for unit in sick)) if sick else None
+
+    def _wait(self, unit: UnitHealth, now: float) -> float:
+        if unit.quiet_since is None:
+            return min(max(LOOK_AGAIN, (now - unit.since) / 10), SELDOM)
+        return self._hold(unit) - (now - unit.quiet_since)
 
     def absent(self, present: Collection[str]) -> None:
         """Ends the quiet of the units that the probe no longer sees: nothing is known of them, and :meth:`due` does not wait for them."""

@@ -114,6 +114,11 @@ class Daemon:
         found: list[dict[str, Any]] = json.loads(done.stdout)["daemons"]
         return found
 
+    def wait_complete(self, timeout: float = 10.0) -> None:
+        """Waits until the process has started completely: it answers on its status socket, which comes last."""
+        directory = Path(f"/proc/{self.pid}/root/run/deviceplugin")
+        wait_for(lambda: list(directory.glob(f"{self.pid}-*.status.sock")), timeout, "the daemon to answer", (self.log,))
+
     def wait_view(self, seen: Callable[[], object], timeout: float = 25.0) -> None:
         """Waits until the daemon's own view shows something; it asks the kubelet every 10 s."""
         wait_for(seen, timeout, "the daemon to see it", (self.log,), self.devices)

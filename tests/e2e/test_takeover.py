@@ -111,6 +111,7 @@ class Pair:
         ready, served = said("ready to take over"), said("the kubelet reads the list")
         standby.start()
         wait_for(lambda: said("ready to take over") > ready, 10, "the standby to be ready", (standby.log,))
+        standby.wait_complete()  # a readiness probe would not be answered before
         self.active.end(number)
         wait_for(lambda: said("the kubelet reads the list") > served, 10, "the standby to serve", (standby.log,))
         self.active, self.standby = standby, self.active

@@ -170,6 +170,12 @@ def test_the_book_says_when_to_look_again() -> None:
     assert one.due(70.0) is None
 
 
+def test_the_longer_a_fault_lasts_the_less_often_it_is_looked_for() -> None:
+    one = book()
+    play(one, (0, bad("quiet")), (7200, bad("quiet")))
+    assert [one.due(age) for age in (0.0, 10.0, 60.0, 7200.0)] == [LOOK_AGAIN, LOOK_AGAIN, 6.0, 60.0]
+
+
 def test_a_unit_that_is_gone_is_not_waited_for_and_not_quiet() -> None:
     one = book()
     play(one, (0, bad("quiet")), (10, WELL))

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the daemon costs while nothing happens: every plugin on, on a machine with none of the hardware and on one with all of it, simulated.
+
+A registered daemon with a kubelet and the HTTP server; nobody asks it anything, or Prometheus asks every 15 s. What a real driver takes for its
+answers comes on top.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import psutil
+
+from bench.core import daemon, node, runtime, write
+from bench.report import table
+from deviceplugin.testing import Kubelet, SimulatedHost, fuse
+from deviceplugin.testing.fpga import NLB0, Fpgas
+from deviceplugin.testing.mic import SimulatedMics
+from deviceplugin.testing.nvml import dgx_h100, write_host
+from deviceplugin.testing.pfs import SimulatedPfs
+from tests.helpers.llc import Node
+
+WARM, WINDOW = 10.0, 90.0
+SCRAPES = 15.0
+
+CONFIG = """\
+version: v1
+plugins:
+  - plugin: gpu
+  - plugin: generic
+    config: {domain: example.com, devices: [{name: serial, groups: [{paths: [{path: "/dev/ttyS*"}]}]}]}
+  - plugin: llc
+  - plugin: fpga
+  - plugin: mic
+  - plugin: pfs
+    config: {filesystems: [{name: scratch, type: lustre, tier: T0, slots: 8, mountPoint: /mnt/scratch}]}
+"""
+
+
+def bare(root: str, _stack: contextlib.ExitStack) -> int:
+    """A machine that mounts a parallel file system, without which the plugin has nothing to be configured with. How many resources there are."""
+    SimulatedPfs(SimulatedHost(root)).mount("lustre", "10.0.0.1@tcp:/scratch", "/mnt/scratch")
+    return 1
+
+
+def full(root: str, stack: contextlib.ExitStack) -> int:
+    """Eight linked GPUs, 64 FPGA ports, eight coprocessors, two caches, a serial line, the file system."""
+    caches = Node(root, mode="reserve")
+    if lack := fuse.missing():
+        print(f"without caches: {lack}", file=sys.stderr)
+    else:
+        stack.enter_context(fuse.serve(caches.sim, caches.host.path("/sys/fs/resctrl")))
+    host = SimulatedHost(root, mknod=os.geteuid() == 0)
+    gpus = dgx_h100()
+    write_host(gpus, root)
+    libraries = os.path.join(root, "usr/lib/x86_64-linux-gnu")
+    os.makedirs(libraries)
+    gpus.install(libraries)
+    fpgas, mics = Fpgas(host), SimulatedMics(host, "kernel")
+    for number in range(16):
+        fpgas.dfl(f"0000:{0xA0 + number:02x}:00.0", [NLB0] * 4, numa_node=number % 2)
+    for _ in range(8):
+        mics.add()
+    host.write("/dev/ttyS0")
+    bare(root, stack)
+    return 5 if fuse.missing() else 6
+
+
+@contextlib.contextmanager
+def running(root: str, config: str, resources: int) -> Iterator[tuple[psutil.Process, str]]:
+    """The daemon and where it answers, once the kubelet has every list."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = daemon(root, "--config", config, "--listen", address)
+    with Kubelet(root) as kubelet, subprocess.Popen(command) as process:
+        try:
+            kubelet.wait_until(lambda: len(kubelet.node_status()[0]) >= resources, f"{resources} resources", timeout=30)
+            yield psutil.Process(process.pid), f"http://{address}/metrics"
+        finally:
+            process.terminate()
+
+
+def spent(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system + times.children_user + times.children_system)
+
+
+def measure(process: psutil.Process, url: str, scraped: bool) -> list[str]:
+    time.sleep(WARM)
+    if scraped:
+        urllib.request.urlopen(url, timeout=10).read()  # the first one imports
+    cpu, began = spent(process), time.monotonic()
+    switches = sum(process.num_ctx_switches())
+    while (left := began + WINDOW - time.monotonic()) > 0:
+        time.sleep(min(left, SCRAPES))
+        if scraped:
+            urllib.request.urlopen(url, timeout=10).read()
+    seconds = time.monotonic() - began
+    wakes = (sum(process.num_ctx_switches()) - switches) / seconds
+    memory = process.memory_full_info()
+    return [
+        f"{(spent(process) - cpu) / seconds * 100:.2f}",
+        f"{wakes:.1f}",
+        f"{memory.rss / (1 << 20):.1f}",
+        f"{memory.pss / (1 << 20):.1f}",
+        str(process.num_threads()),
+    ]
+
+
+def report() -> str:
+    runtime()
+    rows = []
+    for what, furnish in (("none of the hardware", bare), ("all of it", full)):
+        with node() as root, contextlib.ExitStack() as stack:
+            resources = furnish(root, stack)
+            with running(root, write(root, CONFIG), resources) as (process, url):
+                for asked in (False, True):
+                    rows.append([f"{what}{', scraped every 15 s' if asked else ''}", *measure(process, url, asked)])
+    return table("Six plugins on, nothing happens", ("machine", "CPU, % of a core", "switches/s", "RSS MiB", "PSS MiB", "threads"), rows)
