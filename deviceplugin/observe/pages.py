@@ -143,6 +143,7 @@ def threads() -> str:
     parts = []
     for ident, frame in sorted(sys._current_frames().items()):
         thread = names.get(ident)
-        title = f"{thread.name}{' (daemon)' if thread.daemon else ''}" if thread else "not a Python thread"
-        parts.append(f"{title} [{ident}]\n{''.join(traceback.format_stack(frame))}")
+        # The kernel's number, as top -H has it.
+        title = f"{thread.name}{' (daemon)' if thread.daemon else ''} [{thread.native_id}]" if thread else f"not a Python thread [{ident}]"
+        parts.append(f"{title}\n{''.join(traceback.format_stack(frame))}")
     return "\n".join(parts)
