@@ -40,7 +40,8 @@ _FOLDERS = ("usr/lib64", "usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu"
             "usr/lib/wsl/lib", "")
 _DRIVER_CONTAINER = "/run/nvidia/driver"
 
-# How long one wait lasts in the library, which nothing can interrupt: so long wake() and close() may take. Ten wake-ups a second would be seen in a table.
+# How long one wait lasts in the library, which nothing can interrupt: so long wake() and close() may take.
+# Four wake-ups a second cost next to nothing.
 cdef enum:
     SLICE_MS = 250
 
