@@ -108,9 +108,14 @@ class Daemon:
         return Usage(process.num_threads(), process.num_fds(), process.memory_info().rss / (1 << 20))
 
     def devices(self) -> list[dict[str, Any]]:
-        """What ``deviceplugin devices -o json`` says inside the node, one entry for each daemon."""
+        """What ``deviceplugin devices -o json`` says inside the node, one entry for each daemon.
+
+        Raises ConnectionError where it fails, as while a daemon has only just started; to wait_for that is "not yet".
+        """
         argv = ["nsenter", f"--mount={self.node.namespace}", "--", sys.executable, "-m", "deviceplugin", "devices", "-o", "json"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+        done = subprocess.run(argv, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise ConnectionError(done.stderr.strip())
         found: list[dict[str, Any]] = json.loads(done.stdout)["daemons"]
         return found
 

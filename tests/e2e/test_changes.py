@@ -110,6 +110,7 @@ def test_second_instance_says_that_it_waits_and_for_whom(node: Node) -> None:
         node.wait_resource("example.com/fuse", 1)
         with running(node, generic(FUSE), "standby") as standby:
             standby.wait_log(f"pid {active.pid}")
+            standby.wait_complete()
             roles = {daemon["pid"]: [(resource["role"], resource["waitsFor"]) for resource in daemon["resources"]] for daemon in active.devices()}
             assert roles[active.pid] == [("active", "")]
             ((role, waits_for),) = roles[standby.pid]
