@@ -14,8 +14,12 @@ from dataclasses import dataclass, replace
 
 from deviceplugin.kubelet.paths import SocketId
 
+PROMPT = 1.0
+"""Seconds from a successful Register to the kubelet's ListAndWatch, for a first try: it has connected inside the call, and asks as soon as it has
+answered. Where it does not, the late end of another stream has closed the connection, or the kubelet is one that answers OK to what it ignores."""
+
 EXPECT = 10.0
-"""Seconds from a successful Register to the kubelet's ListAndWatch. Later kubelets may answer OK to a registration they ignore."""
+"""The same at the most: each try that fails gives the next twice the time, and a call without an answer has all of it."""
 
 ZOMBIE = 1.0
 """Seconds that a stream of a kubelet may outlive its kubelet.sock before it is given up: the process behind it hangs."""
@@ -66,6 +70,8 @@ class State:
     not_before: float = 0.0
     odd_since: float | None = None
     """Since when things have been so that they may right themselves: another kubelet.sock under a live stream, or no stream yet after a restart."""
+    patience: float = 0.0
+    """Seconds that the stream may take while one is expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +144,19 @@ def watched(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[St
     if facts.streams > 0:
         return (state if state.phase is Phase.SERVING else replace(state, phase=Phase.SERVING, since=now, failures=0)), Action.NONE
     if state.phase is Phase.SERVING:
-        return replace(state, phase=Phase.EXPECTING, since=now), Action.NONE
-    if state.phase is Phase.EXPECTING and now - state.since >= REDIAL:
+        return replace(state, phase=Phase.EXPECTING, since=now, patience=REDIAL), Action.NONE
+    if state.phase is Phase.EXPECTING and now - state.since >= state.patience:
         # The stream broke and the kubelet did not come back to this socket. It looks again only at a socket that is new.
         return _down(state, now, 0.0), Action.RETIRE
     return state, Action.NONE
 
 
-def wake_at(state: State, expect: float = EXPECT) -> float | None:
-    """When the state may change with time alone. ``expect`` is how long it stays EXPECTING: :data:`EXPECT`, or :data:`REDIAL` with the watcher."""
+def wake_at(state: State) -> float | None:
+    """When the state may change with time alone."""
     if state.phase is Phase.DOWN:
         return state.not_before
     if state.phase is Phase.EXPECTING:
-        return state.since + expect
+        return state.since + state.patience
     if state.odd_since is not None:
         return state.odd_since + ZOMBIE
     return None
@@ -163,15 +169,18 @@ def _down(state: State, now: float, delay: float) -> State:
 def _awaiting(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[State, Action]:
     now = facts.now
     if state.phase is Phase.EXPECTING:
-        if now - state.since < EXPECT:
+        if now - state.since < state.patience:
             return state, Action.NONE
         failures = state.failures + 1
         return _down(replace(state, failures=failures), now, backoff(failures, jitter())), Action.RETIRE
     match facts.outcome:
         case None:
             return state, Action.NONE
-        case Outcome.ACCEPTED | Outcome.UNKNOWN:
-            return replace(state, phase=Phase.EXPECTING, since=now), Action.NONE
+        case Outcome.ACCEPTED:
+            patience = min(PROMPT * 2.0 ** min(state.failures, 10), EXPECT)
+            return replace(state, phase=Phase.EXPECTING, since=now, patience=patience), Action.NONE
+        case Outcome.UNKNOWN:
+            return replace(state, phase=Phase.EXPECTING, since=now, patience=EXPECT), Action.NONE
         case Outcome.REFUSED:
             return _down(replace(state, failures=state.failures + 1), now, BACKOFF_PERMANENT), Action.RETIRE
         case Outcome.FAILED:

@@ -16,7 +16,7 @@ import grpc
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
 from deviceplugin.kubelet.endpoint import Endpoint, EndpointError, clear_leftovers
 from deviceplugin.kubelet.handlers import Handlers, Refused
-from deviceplugin.kubelet.lifecycle import EXPECT, REDIAL, Action, Facts, Outcome, Phase, State, announced, wake_at, watched
+from deviceplugin.kubelet.lifecycle import Action, Facts, Outcome, Phase, State, announced, wake_at, watched
 from deviceplugin.kubelet.paths import Paths, SocketId, identify, listening
 from deviceplugin.tally import Tally
 
@@ -173,7 +173,7 @@ class Registrar:
                 self._outcome = Outcome.FAILED
                 self._wake.wait(1.0)
                 continue
-            dues = (wake_at(self._state, REDIAL if self._watcher else EXPECT), self._settle_at)
+            dues = (wake_at(self._state), self._settle_at)
             # What was due before the last look was seen by it; what came due since then was not.
             self._wake.wait(max(0.0, min([POLL, *(due - self._clock() for due in dues if due is not None and due > looked)])))
 

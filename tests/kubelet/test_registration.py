@@ -102,7 +102,6 @@ def test_refusal_for_good_is_said_and_not_hammered(short_root: str, refusal: str
 
 def test_kubelet_that_says_yes_and_never_reads_gets_a_fresh_socket(short_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "EXPECT", 0.2)
-    monkeypatch.setattr(registration, "EXPECT", 0.2)
     with reception(short_root) as desk, serving(short_root, Rack("a")):
         names = [desk.next().request.endpoint for _ in range(3)]
     assert len(set(names)) == 3

@@ -232,7 +232,6 @@ def test_registration_that_the_kubelet_takes_before_it_sees_the_old_streams_end(
 ) -> None:
     """Up to 1.36 the late end of the old stream closes the new client, whether that has read a list yet or not. It is noticed and repaired."""
     monkeypatch.setattr(lifecycle, "EXPECT", 0.3)
-    monkeypatch.setattr(registration, "EXPECT", 0.3)
     with serving(either, Rack("a")):
         either.wait_for(RESOURCE, healthy=1)
         with either.faults.unnoticed_stream_ends():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from deviceplugin.config import HealthSettings
-from deviceplugin.kubelet import lifecycle, registration
+from deviceplugin.kubelet import lifecycle
 from deviceplugin.testing import Kubelet, Pod
 from deviceplugin.testing.settings import Semantics
 from tests.kubelet.serving import RESOURCE, Rack, overlaps, service_of, serving
@@ -33,8 +33,7 @@ class Storm(RuleBasedStateMachine):
         self.stack = ExitStack()
         patches = self.stack.enter_context(pytest.MonkeyPatch.context())
         patches.setattr(lifecycle, "BACKOFF_CAP", 0.2)
-        for module in (lifecycle, registration):
-            patches.setattr(module, "EXPECT", 0.5)
+        patches.setattr(lifecycle, "EXPECT", 0.5)
         self.streams = overlaps(patches)
         self.root = tempfile.mkdtemp(prefix="storm-", dir="/tmp")
         self.stack.callback(shutil.rmtree, self.root, ignore_errors=True)

@@ -11,6 +11,7 @@ from deviceplugin.kubelet.lifecycle import (
     BACKOFF_CAP,
     BACKOFF_PERMANENT,
     EXPECT,
+    PROMPT,
     REDIAL,
     SHORT_LIVED,
     ZOMBIE,
@@ -92,13 +93,17 @@ def test_streams_that_never_last_are_opened_more_and_more_slowly() -> None:
     assert (state.failures, state.not_before) == (0, now + SHORT_LIVED)
 
 
-@pytest.mark.parametrize("outcome", [Outcome.ACCEPTED, Outcome.UNKNOWN])
-def test_a_registration_that_brings_no_stream_is_made_anew(outcome: Outcome) -> None:
-    state, _ = step(State(), now=0.0, kubelet=OLD)
+@pytest.mark.parametrize(
+    ("failures", "outcome", "patience"),
+    [(0, Outcome.ACCEPTED, PROMPT), (1, Outcome.ACCEPTED, 2 * PROMPT), (9, Outcome.ACCEPTED, EXPECT), (0, Outcome.UNKNOWN, EXPECT)],
+)
+def test_a_registration_that_brings_no_stream_is_made_anew_each_time_later(failures: int, outcome: Outcome, patience: float) -> None:
+    state, _ = step(State(kubelet=OLD, failures=failures), now=0.0, kubelet=OLD)
     state, _ = step(state, now=1.0, kubelet=OLD, outcome=outcome)
-    assert wake_at(state) == 1.0 + EXPECT
-    assert step(state, now=1.0 + EXPECT - 0.01, kubelet=OLD, outcome=outcome)[1] is Action.NONE
-    assert step(state, now=1.0 + EXPECT, kubelet=OLD, outcome=outcome)[1] is Action.RETIRE
+    assert wake_at(state) == 1.0 + patience
+    assert step(state, now=1.0 + patience - 0.01, kubelet=OLD, outcome=outcome)[1] is Action.NONE
+    after, action = step(state, now=1.0 + patience, kubelet=OLD, outcome=outcome)
+    assert (after.failures, action) == (failures + 1, Action.RETIRE)
 
 
 def test_a_name_that_the_kubelet_never_takes_is_seldom_tried() -> None:
@@ -145,7 +150,7 @@ def test_the_plugin_watcher_is_given_a_new_socket_only_when_it_does_not_come_bac
     state, action = look(state, now=1.0, streams=1, opened=1)
     assert (state.phase, action) == (Phase.SERVING, Action.NONE)
     broken, action = look(state, now=50.0, opened=1)
-    assert (action, wake_at(broken, REDIAL)) == (Action.NONE, 50.0 + REDIAL)
+    assert (action, wake_at(broken)) == (Action.NONE, 50.0 + REDIAL)
     assert look(broken, now=50.5, streams=1, opened=2)[0].phase is Phase.SERVING
     state, action = look(broken, now=50.0 + REDIAL, opened=1)
     assert action is Action.RETIRE

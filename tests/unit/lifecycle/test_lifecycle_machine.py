@@ -11,7 +11,6 @@ from deviceplugin.kubelet.lifecycle import (
     BACKOFF_CAP,
     BACKOFF_PERMANENT,
     EXPECT,
-    REDIAL,
     ZOMBIE,
     Action,
     Facts,
@@ -159,7 +158,7 @@ class World(RuleBasedStateMachine):
             elif self.endpoint and self.streams == 0 and (self.intact or not self.watcher):
                 self.stream_opens()
             else:
-                due = wake_at(self.state, REDIAL if self.watcher else EXPECT)
+                due = wake_at(self.state)
                 self.now = max(self.now, due) if due is not None else self.now + 5.0
                 self.run()
         assert self.state.phase is Phase.SERVING, f"stuck: {self.state}, {self.facts()}"
@@ -168,7 +167,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def what_is_to_be_done_later_has_its_time(self) -> None:
-        due = wake_at(self.state, REDIAL if self.watcher else EXPECT)
+        due = wake_at(self.state)
         if due is not None:
             assert due - self.now <= max(BACKOFF_PERMANENT, EXPECT) + 1e-6
         if self.state.phase is Phase.EXPECTING:
