@@ -125,7 +125,7 @@ def announced(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[
                 return _down(replace(state, failures=failures), now, backoff(failures, jitter())), Action.RETIRE
             if state.phase is Phase.REGISTERING and facts.outcome is None:
                 return state, Action.NONE
-            return replace(state, phase=Phase.SERVING, since=now), Action.NONE
+            return _outlived(replace(state, phase=Phase.SERVING, since=now), facts)
 
 
 def watched(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[State, Action]:

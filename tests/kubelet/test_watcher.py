@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 
 from deviceplugin.kubelet import pluginregistration_v1_pb2 as reg
-from deviceplugin.kubelet import registration
 from deviceplugin.kubelet.lifecycle import Phase
 from deviceplugin.testing import Kubelet, Pod
 from tests.kubelet.reception import unary
@@ -60,7 +59,6 @@ def test_kubelet_restart_needs_nothing_from_us(watching: Kubelet) -> None:
 def test_broken_stream_brings_a_new_socket(watching: Kubelet, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kubelet asks again only where a socket is new."""
     monkeypatch.setattr("deviceplugin.kubelet.lifecycle.REDIAL", 0.2)
-    monkeypatch.setattr(registration, "REDIAL", 0.2)
     with serving(watching, Rack("a"), registration="watcher"):
         for i in range(1, 3):
             watching.wait_for(RESOURCE, healthy=1)

@@ -106,6 +106,12 @@ def test_a_registration_that_brings_no_stream_is_made_anew_each_time_later(failu
     assert (after.failures, action) == (failures + 1, Action.RETIRE)
 
 
+def test_a_kubelet_that_is_replaced_before_it_answers_is_noticed_with_the_answer() -> None:
+    state, _ = step(State(), now=0.0, kubelet=OLD)
+    state, action = step(state, now=1.0, kubelet=NEW, streams=1, opened=1, outcome=Outcome.ACCEPTED)
+    assert (state.phase, state.odd_since, action, wake_at(state)) == (Phase.SERVING, 1.0, Action.NONE, 1.0 + ZOMBIE)
+
+
 def test_a_name_that_the_kubelet_never_takes_is_seldom_tried() -> None:
     state, _ = step(State(), now=0.0, kubelet=OLD)
     state, action = step(state, now=0.0, kubelet=OLD, outcome=Outcome.REFUSED)
