@@ -51,7 +51,7 @@ def test_after_a_handover_the_kubelet_notices_again_when_the_plugin_dies(either:
         either.wait_until(lambda: either.streams(RESOURCE) == 2, "both streams of one process")
         assert either.healthy(RESOURCE) == {"a"}
     either.wait_for(RESOURCE, healthy=0)
-    assert either.streams(RESOURCE) == 0
+    either.wait_until(lambda: either.streams(RESOURCE) == 0, "the end of both streams")
 
 
 def test_changes_reach_the_kubelet_after_a_handover(either: Kubelet) -> None:
