@@ -170,7 +170,7 @@ class Scanner:
             if cause is not None:
                 log.warning("plugin %s: %s: the fault %s is forgiven, as was asked for", self.name, unit, cause)
             granted.append((pardon, cause))
-        if granted:
+        if any(cause is not None for _, cause in granted):
             self._save()
         yield
         for pardon, cause in granted:
