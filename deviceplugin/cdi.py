@@ -13,9 +13,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+
+from msgspec import Struct, field
 
 from deviceplugin import files
 from deviceplugin.model import DeviceNode, Edits, Host, Mount
@@ -47,8 +49,7 @@ class CdiError(Exception):
         self.errno = number
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hook:
+class Hook(Struct, frozen=True, kw_only=True):
     """A program on the host that the runtime runs. ``args`` holds its name first, as in execve; ``timeout`` is seconds, None for no limit."""
 
     stage: str
@@ -58,8 +59,7 @@ class Hook:
     timeout: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IntelRdt:
+class IntelRdt(Struct, frozen=True, kw_only=True):
     """The resctrl group a container joins. Of several devices of one container the last one's counts: give it to one device at most."""
 
     clos_id: str = ""
@@ -79,8 +79,7 @@ class ContainerEdits(Edits):
 _NOTHING = ContainerEdits()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
+class Spec(Struct, frozen=True, kw_only=True):
     """The devices of one kind. ``common`` is what a container gets once if it gets any of them."""
 
     kind: str

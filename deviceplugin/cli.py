@@ -136,9 +136,8 @@ def _given(plugins: Sequence[type[Plugin]]) -> dict[str, type[Plugin]]:
 
 def _configuration(args: argparse.Namespace, classes: Mapping[str, type[Plugin]], hostname: str = "") -> Configuration:
     """What the flags and the file say for this node. ``hostname`` stands in for the node's name where neither says it. Raises ConfigError."""
-    import dataclasses
-
     import msgspec
+    from msgspec.structs import replace
 
     from deviceplugin.config import ConfigError, PluginSettings
     from deviceplugin.configfile import load
@@ -156,7 +155,7 @@ def _configuration(args: argparse.Namespace, classes: Mapping[str, type[Plugin]]
             raise ConfigError(f"--plugin: {error}") from error
     if not settings.plugins and len(configuration.variants) < 2:  # with nodes, some may have nothing
         raise ConfigError(f"{args.config} names no plugin" if args.config else f"nothing to serve: give --config FILE or --plugin SPEC{_installed()}")
-    return dataclasses.replace(configuration, settings=settings)
+    return replace(configuration, settings=settings)
 
 
 def _plan(args: argparse.Namespace) -> Plan:

@@ -10,8 +10,9 @@ import fnmatch
 import functools
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from deviceplugin.config import ConfigError, NodeSettings, Settings, convert, load_class, plugin_config, plugin_label
 from deviceplugin.plugin import Plugin
@@ -32,8 +33,7 @@ _SAME_EVERYWHERE = ("version", "nodeName", "labelFiles", "nodes")
 """Keys that say which node this is, and so cannot depend on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(Struct, frozen=True):
     """The settings of some nodes: those of one entry of ``nodes``, or those of all nodes that none matches."""
 
     name: str
@@ -43,8 +43,7 @@ class Variant:
     """What the settings were made of."""
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
+class Configuration(Struct, frozen=True):
     """What this node is to run, and where that comes from."""
 
     settings: Settings

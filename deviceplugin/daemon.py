@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import os
@@ -11,7 +10,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from deviceplugin.config import ConfigError, PluginSettings, ResourceSettings, Settings, advertised_name, load_class, plugin_config
 from deviceplugin.configfile import Configuration, check_plugins
@@ -33,16 +34,14 @@ log = logging.getLogger(__name__)
 EVENTS_KEPT = 100
 
 
-@dataclass(frozen=True, slots=True)
-class PluginPlan:
+class PluginPlan(Struct, frozen=True):
     """One plugin, checked and ready to run: all that can be wrong with it in a configuration has been found."""
 
     settings: PluginSettings
     plugin: Plugin
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """A configuration, checked as a whole. What is running is only changed from one plan to another."""
 
     settings: Settings
@@ -70,7 +69,7 @@ def make_plan(settings: Settings, host: Host, classes: Mapping[str, type[Plugin]
 def plan_for(configuration: Configuration, host: Host, classes: Mapping[str, type[Plugin]] | None = None) -> Plan:
     """The same from a file, of which all that is meant for other nodes is checked too. Raises ConfigError."""
     plan = make_plan(configuration.settings, host, check_plugins(configuration, classes))
-    return dataclasses.replace(plan, configuration=configuration)
+    return replace(plan, configuration=configuration)
 
 
 def sharing_of(resources: Mapping[str, ResourceSettings]) -> dict[str, Sharing]:

@@ -8,8 +8,10 @@ longer each time. Pure: time comes in, a verdict comes out; the caller keeps :me
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from deviceplugin.model import Health, Recovery, Rule
 
@@ -17,8 +19,7 @@ _SEVERITY = (Health.HEALTHY, Health.UNKNOWN, Health.UNHEALTHY)
 _HOLD = (Recovery.QUIET, Recovery.RESET, Recovery.NEVER)
 
 
-@dataclass(frozen=True, slots=True)
-class Damping:
+class Damping(Struct, frozen=True):
     """A unit that became unhealthy ``flaps`` times within ``window`` seconds stays unhealthy until it was quiet for ``hold`` seconds."""
 
     flaps: int = 5
@@ -26,8 +27,7 @@ class Damping:
     hold: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
+class Sighting(Struct, frozen=True):
     """What the probe said of one unit: the worst of its devices. ``incarnation`` changes with each reset of the unit, where the plugin can tell."""
 
     health: Health
@@ -35,8 +35,7 @@ class Sighting:
     incarnation: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class UnitHealth:
+class UnitHealth(Struct, frozen=True):
     """What is advertised of one unit, since when (on the caller's clock), and why."""
 
     health: Health

@@ -11,8 +11,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from deviceplugin.plugin import Plugin, overrides
 from deviceplugin.tally import Tally
@@ -49,8 +50,7 @@ class HookTimeout(HookFailed):
     """The hook did not answer in time. Its thread is left to it and its answer will be thrown away."""
 
 
-@dataclass(eq=False, slots=True)
-class _Call:
+class _Call(Struct, eq=False):
     hook: str
     run: Callable[[], Any]
     started: float

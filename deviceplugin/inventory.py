@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from deviceplugin._native.encoding import encode_list
 from deviceplugin.allocation import Table
@@ -40,8 +41,7 @@ class Row(NamedTuple):
     since: float
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True, dict=True):
     """What is advertised of one resource.
 
     ``generation`` grows with every change of ``payload``, the list as the kubelet receives it: an encoded ListAndWatchResponse.
@@ -70,8 +70,7 @@ class Snapshot:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(Struct, frozen=True):
     """A unit's health changed, or a device went or came back: for the log, the counters and the event list. ``at`` is on the inventory's clock."""
 
     at: float
@@ -82,8 +81,7 @@ class Transition:
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Tombstone:
+class _Tombstone(Struct, frozen=True):
     device: Device
     since: float
 

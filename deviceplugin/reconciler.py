@@ -6,8 +6,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from deviceplugin.hooks import HookFailed, Hooks
 from deviceplugin.inventory import Snapshot
@@ -25,8 +26,7 @@ class Held(NamedTuple):
     holder: Holder
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
+class Audit(Struct, frozen=True):
     """What the last look found. An allocation without a verdict was not judged; ``error`` is why none was."""
 
     verdicts: Mapping[Held, Verdict] = field(default_factory=dict)

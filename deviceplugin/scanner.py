@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import files
 from deviceplugin.events import Scope
@@ -31,8 +32,7 @@ IN_VAIN = 30.0
 """Seconds between two looks at the least where there is nothing and watch() tells of what comes: a node without the hardware pays nothing for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScanReport:
+class ScanReport(Struct, frozen=True):
     """How the last look went. Times are on the monotonic clock; ``error`` is empty after a success."""
 
     succeeded_at: float = 0.0

@@ -13,8 +13,9 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
+
+from msgspec import Struct
 
 from deviceplugin._native import sysfs as native
 from deviceplugin.model import Host, Skipped
@@ -84,8 +85,7 @@ def realpath_many(host: Host, paths: Sequence[str]) -> list[str | SysfsError]:
     return [found if isinstance(found, str) else _error(path, found) for path, found in zip(paths, native.resolve(host.path(""), paths), strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceNumber:
+class DeviceNumber(Struct, frozen=True):
     """What the kernel knows a device file by. ``kind`` is ``char`` or ``block``."""
 
     kind: str
@@ -169,8 +169,7 @@ def numa_node_of(host: Host, directory: str) -> int | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class UsbDevice:
+class UsbDevice(Struct, frozen=True):
     """One USB device. ``vendor`` and ``product`` are four lower-case hexadecimal digits, ``serial`` may be empty.
 
     ``name`` says where it is plugged in (``1-2.3``: bus 1, port 2, port 3 of the hub there). ``number`` changes each time it is.

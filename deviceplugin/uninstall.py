@@ -8,9 +8,9 @@ import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from deviceplugin.daemon import Plan
 from deviceplugin.hooks import HookFailed, Hooks
@@ -37,8 +37,7 @@ class Cleaning(msgspec.Struct, frozen=True, rename="camel"):
     errors: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Files:
+class _Files(Struct, frozen=True):
     """Files of one directory that are ours, and the directory itself if nothing else is in it then."""
 
     directory: str

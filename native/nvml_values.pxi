@@ -2,7 +2,8 @@
 """What the binding answers with: plain Python values, and its errors. A part of nvml.pyx."""
 
 import enum
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 # What the return codes mean, in words.
 _CODES = {
@@ -45,8 +46,7 @@ class NotReadyError(NvmlError):
         self.state = state
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """A call that a GPU did not answer, and NVML's return code. 3 and 13 only mean that the GPU or the library cannot tell."""
 
     function: str
@@ -56,8 +56,7 @@ class Failure:
         return f"{self.function}: {describe(self.code)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True):
     """One NVLink of a GPU. ``version`` is NVML's number (6 is NVLink 4.0), ``remote_type`` what is at the other end (0 a GPU, 1 an IBM NPU, 2 an
     NVSwitch, 255 unknown), ``peer`` the number of the GPU there. Of a link that is down nothing else is known.
     """
@@ -70,8 +69,7 @@ class Link:
     peer: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Fabric:
+class Fabric(Struct, frozen=True):
     """A GPU in an NVSwitch fabric: ``state`` 3 once it has joined (1 not yet, 2 joining), ``status`` then an NVML code, ``cluster`` 32 hexadecimal
     digits, ``clique`` the part of the cluster it can reach, ``health`` NVML's mask, None from a library that has none.
     """
@@ -83,8 +81,7 @@ class Fabric:
     health: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Mig:
+class Mig(Struct, frozen=True):
     """A MIG device: ``profile`` as NVIDIA's tools write it (``1g.10gb``, ``1g.10gb+me``, ``1c.3g.40gb``), ``memory`` bytes."""
 
     index: int
@@ -104,8 +101,7 @@ class Mig:
     ofas: int
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(Struct, frozen=True):
     """Bytes. Where ``reserved`` is None the library counts it as used."""
 
     total: int
@@ -114,8 +110,7 @@ class Memory:
     reserved: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Ecc:
+class Ecc(Struct, frozen=True):
     """ECC mode, and errors counted since the driver was loaded (volatile) and for ever (aggregate)."""
 
     enabled: bool
@@ -126,8 +121,7 @@ class Ecc:
     uncorrected_aggregate: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class RemappedRows:
+class RemappedRows(Struct, frozen=True):
     """Rows of memory replaced after errors; ``pending``: a reset will replace more; ``failure``: no spare was left."""
 
     corrected: int
@@ -136,8 +130,7 @@ class RemappedRows:
     failure: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
+class Gpu(Struct, frozen=True):
     """A GPU. None is what it or the library cannot tell; ``failures`` says which call said so. ``lost``: it has fallen off the bus, and what was not
     read before is empty. ``bus_id`` is written as sysfs writes it, ``power`` and ``power_limit`` are milliwatts, ``temperature`` degrees Celsius,
     utilisations percent, ``numa_nodes`` those whose memory is nearest.
@@ -176,8 +169,7 @@ class Gpu:
     failures: tuple[Failure, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """A machine. ``ancestors[a][b]`` is the closest thing that two GPUs share: 0 a board, 10 one PCIe switch, 20 several, 30 a host bridge, 40 a NUMA
     node, 50 nothing but the system; None of a GPU with itself, and where NVML did not say.
     """
@@ -190,8 +182,7 @@ class Snapshot:
     failures: tuple[Failure, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """Something that happened to GPU number ``gpu``: for XID ``data`` is the XID. The instances are those of a MIG device, where one is meant. LOST
     means that the GPU is gone.
     """

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import enum
 import os
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, final
+
+from msgspec import Struct
 
 SONAME: str
 
@@ -37,13 +38,11 @@ class NotReadyError(NvmlError):
     state: State
     def __init__(self, state: State, reason: str) -> None: ...
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True):
     function: str
     code: int
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True):
     index: int
     active: bool
     version: int | None
@@ -51,16 +50,14 @@ class Link:
     remote_bus_id: str
     peer: int | None
 
-@dataclass(frozen=True, slots=True)
-class Fabric:
+class Fabric(Struct, frozen=True):
     state: int
     status: int
     clique: int
     cluster: str
     health: int | None
 
-@dataclass(frozen=True, slots=True)
-class Mig:
+class Mig(Struct, frozen=True):
     index: int
     uuid: str
     name: str
@@ -77,15 +74,13 @@ class Mig:
     jpegs: int
     ofas: int
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(Struct, frozen=True):
     total: int
     free: int
     used: int
     reserved: int | None
 
-@dataclass(frozen=True, slots=True)
-class Ecc:
+class Ecc(Struct, frozen=True):
     enabled: bool
     pending: bool
     corrected_volatile: int | None
@@ -93,15 +88,13 @@ class Ecc:
     uncorrected_volatile: int | None
     uncorrected_aggregate: int | None
 
-@dataclass(frozen=True, slots=True)
-class RemappedRows:
+class RemappedRows(Struct, frozen=True):
     corrected: int
     uncorrected: int
     pending: bool
     failure: bool
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
+class Gpu(Struct, frozen=True):
     index: int
     uuid: str
     name: str
@@ -134,8 +127,7 @@ class Gpu:
     lost: bool
     failures: tuple[Failure, ...]
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     driver_version: str
     nvml_version: str
     cuda_version: tuple[int, int] | None
@@ -143,8 +135,7 @@ class Snapshot:
     ancestors: tuple[tuple[int | None, ...], ...]
     failures: tuple[Failure, ...]
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     type: int
     data: int
     gpu: int | None

@@ -9,7 +9,8 @@ import logging
 import os
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin.events.watch import Change, Kind
 
@@ -21,8 +22,7 @@ _UEVENT_LIMIT = 8192  # the kernel's own buffers hold 2 KiB of variables and a p
 _FIRST_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO in the kernel's include/linux/proc_ns.h
 
 
-@dataclass(frozen=True, slots=True)
-class Uevent:
+class Uevent(Struct, frozen=True):
     """What the kernel said of a device: ``action`` is one of add, remove, change, move, online, offline, bind, unbind; ``devpath`` is below /sys."""
 
     action: str

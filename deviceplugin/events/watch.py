@@ -9,7 +9,8 @@ import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin._native import inotify
 
@@ -39,8 +40,7 @@ class Kind(enum.Enum):
     """Anything may have happened: the kernel dropped events, or the directory itself came, went or was replaced. Look at all of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """Something happened to the entry ``name`` of ``directory``, or to the directory itself where the name is empty."""
 
     directory: str

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from deviceplugin.kubelet.paths import SocketId
 
@@ -60,8 +62,7 @@ class Action(enum.Enum):
     """Stop the server and forget its socket."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     phase: Phase = Phase.DOWN
     since: float = 0.0
     kubelet: SocketId | None = None
@@ -74,8 +75,7 @@ class State:
     """Seconds that the stream may take while one is expected."""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """What can be seen now. ``kubelet`` is None where kubelet.sock is absent; ``opened`` counts the streams this socket ever had."""
 
     now: float

@@ -12,7 +12,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin.kubelet.paths import socket_stem
 
@@ -23,8 +24,7 @@ class LockError(Exception):
     """The lock file cannot be used: its directory is missing, read-only, or not ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(Struct, frozen=True):
     """Who holds a lock, as it said itself when it took it."""
 
     pid: int

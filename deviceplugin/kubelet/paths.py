@@ -8,7 +8,8 @@ import os
 import re
 import socket
 import stat
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 SUN_PATH_MAX = 107
 """Characters in the path of a unix socket (sockaddr_un.sun_path less its final zero)."""
@@ -21,8 +22,7 @@ SOCKET_NAME = re.compile(r"\.?(.+)-[0-9a-f]{8}-[0-9]+\.sock")
 """What our sockets are called: the resource, something random and a number."""
 
 
-@dataclass(frozen=True, slots=True)
-class Paths:
+class Paths(Struct, frozen=True):
     """The node's directories as this process sees them."""
 
     device_plugins: str
@@ -64,8 +64,7 @@ def socket_stem(resource: str, limit: int) -> str:
     return f"{plain[: limit - 11]}-{digest}"
 
 
-@dataclass(frozen=True, slots=True)
-class SocketId:
+class SocketId(Struct, frozen=True):
     """Which socket a path leads to. The inode number alone is no proof: file systems use it again at once."""
 
     device: int

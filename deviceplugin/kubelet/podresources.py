@@ -7,9 +7,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import grpc
+from msgspec import Struct, field
 
 from deviceplugin.cell import Cell
 from deviceplugin.kubelet import podresources_v1_pb2 as pb
@@ -27,8 +27,7 @@ SETTLE = 0.3
 """Seconds from a call for a look to the look: what was just allocated is there by then, and many calls are one look."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Holder:
+class Holder(Struct, frozen=True, order=True):
     """A container that holds a device. There may be several: an init container and the one after it, or containers that share."""
 
     namespace: str
@@ -36,8 +35,7 @@ class Holder:
     container: str
 
 
-@dataclass(frozen=True, slots=True)
-class Holdings:
+class Holdings(Struct, frozen=True):
     """What the kubelet said last. ``taken_at`` is on the monotonic clock, 0 if it never answered; ``error`` is why the view is old."""
 
     by_device: Mapping[tuple[str, str], tuple[Holder, ...]] = field(default_factory=dict)

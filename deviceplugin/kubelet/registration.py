@@ -8,10 +8,10 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from msgspec import Struct
 
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
 from deviceplugin.kubelet.endpoint import Endpoint, EndpointError, clear_leftovers
@@ -43,8 +43,7 @@ class Decoy(Handlers):
         raise Refused("UNIMPLEMENTED", "this socket is there to be refused")
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Struct, frozen=True):
     """How a resource stands with the kubelet, for people."""
 
     phase: Phase

@@ -17,8 +17,10 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from deviceplugin.inventory import Transition
 from deviceplugin.model import Health
@@ -47,8 +49,7 @@ class Refused(Exception):
     """The API server will not take it, now or later; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """Something to tell. ``key`` is what it has in common with its like, which are one Event in the cluster."""
 
     reason: str

@@ -8,9 +8,10 @@ import datetime
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+
+from msgspec import Struct
 
 from deviceplugin.allocation import natural
 from deviceplugin.observe.picture import Unit, draw
@@ -115,8 +116,7 @@ def _enforcement(devices: Sequence[DeviceStatus]) -> str:
     return _text(tiers) + (f', <span class="good">{verified} verified</span>' if verified else "")
 
 
-@dataclass(frozen=True)
-class _Card:
+class _Card(Struct, frozen=True):
     """A unit of one resource, or many that nothing tells apart, with their entries of the list."""
 
     resource: ResourceStatus

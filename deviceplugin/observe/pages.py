@@ -8,11 +8,11 @@ import os
 import sys
 import threading
 import traceback
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
+from msgspec import Struct
 
 from deviceplugin.daemon import Daemon
 from deviceplugin.observe import status
@@ -39,8 +39,7 @@ INDEX = """\
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(Struct, frozen=True):
     status: int
     body: str | bytes
     kind: str = TEXT

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
+
+from msgspec import Struct
 
 from deviceplugin.observe.status import ConnectionStatus
 
@@ -19,8 +20,7 @@ MAX_UNITS = 64
 """Units in one drawing: beyond, nobody could read it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(Struct, frozen=True):
     """A unit as it is drawn. ``health`` is its class in the style sheet."""
 
     name: str

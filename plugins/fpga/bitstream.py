@@ -12,10 +12,10 @@ import os
 import re
 import stat
 import struct
-from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
+from msgspec import Struct
 
 from deviceplugin import Host
 
@@ -46,8 +46,7 @@ class _Metadata(msgspec.Struct):
     image: _Image = msgspec.field(name="afu-image")
 
 
-@dataclass(frozen=True, slots=True)
-class Bitstream:
+class Bitstream(Struct, frozen=True):
     """A bitstream in memory: nobody can replace it any more. ``image`` is the part for the card."""
 
     interface: str

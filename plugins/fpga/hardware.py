@@ -6,7 +6,9 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import cached_property
+
+from msgspec import Struct, field
 
 UUID = re.compile(r"[0-9a-f]{32}")
 
@@ -27,8 +29,7 @@ class Driver(enum.Enum):
     """Any other driver that registers with the kernel's fpga_manager class."""
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
+class Card(Struct, frozen=True):
     """What manages the ports of one FPGA: a management engine (FME) for DFL and OPAE."""
 
     id: str
@@ -52,8 +53,7 @@ class Card:
     """What must be known and cannot be read, in words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
+class Port(Struct, frozen=True, dict=True):
     """What a container can be given: a part of a card that holds one accelerator function and has device files of its own."""
 
     card: Card
@@ -77,11 +77,10 @@ class Port:
     faults: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
 
-    id: str = field(init=False)
-    """The same after each reboot, replug and change of the kernel's numbering."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "id", f"{slug(self.address)}-p{self.number}")
+    @cached_property
+    def id(self) -> str:
+        """The same after each reboot, replug and change of the kernel's numbering."""
+        return f"{slug(self.address)}-p{self.number}"
 
 
 def slug(address: str) -> str:

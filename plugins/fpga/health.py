@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
+
+from msgspec import Struct, field
 
 from deviceplugin import Health, Recovery, Rule
 from deviceplugin.plugins.fpga.hardware import Card, Port
@@ -47,8 +48,7 @@ def judge(ports: tuple[Port, ...], fresh: Mapping[str, int], busy_for: float, bu
     return WELL
 
 
-@dataclass(slots=True)
-class Errors:
+class Errors(Struct):
     """Which errors are new. ``baselines`` is what was there before, and is kept up to date: bits that were cleared leave it, counters may go back.
 
     A register's new bits are told at each look until somebody clears them. What a counter grew by is told in one look, and is known in the next.

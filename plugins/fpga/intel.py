@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from deviceplugin import Skipped
 from deviceplugin.plugins.fpga.hardware import DEAD, Card, Driver, Port
@@ -24,8 +25,7 @@ _ALARMS = {"temp1_crit_alarm": "temperature", "power1_crit_alarm": "power"}
 _PORT_REGISTERS = ("power_state", "errors/errors")
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
+class Dialect(Struct, frozen=True):
     """What two drivers for the same cards call things."""
 
     driver: Driver
@@ -60,8 +60,7 @@ OPAE = Dialect(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Engine:
+class _Engine(Struct, frozen=True):
     directory: str
     pci: str
     interfaces: tuple[str, ...]
@@ -74,8 +73,7 @@ class _Engine:
         return f"/dev/{os.path.basename(self.directory)}"
 
 
-@dataclass(slots=True)
-class Layout:
+class Layout(Struct):
     """Where things are, before anything about them is read."""
 
     dialect: Dialect

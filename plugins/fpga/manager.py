@@ -10,7 +10,8 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from deviceplugin import Skipped
 from deviceplugin.plugins.fpga.config import ManagerFiles
@@ -20,8 +21,7 @@ from deviceplugin.plugins.fpga.snapshot import Reading, Snapshot, pci_directory
 CLASS = "/sys/class/fpga_manager"
 
 
-@dataclass(slots=True)
-class Layout:
+class Layout(Struct):
     """The directory of each manager that no other probe covers, and the directory of the device that it is a part of."""
 
     managers: dict[str, str] = field(default_factory=dict)

@@ -7,7 +7,9 @@ import base64
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from deviceplugin import Skipped
 from deviceplugin.plugins.fpga.config import FpgaConfig, Function
@@ -16,8 +18,7 @@ from deviceplugin.plugins.fpga.hardware import DEAD, UUID, Card, Driver, Port, s
 _AF = re.compile(r"af-[0-9a-f]{3}\.[0-9a-f]{3}\.([-_A-Za-z0-9]{43})")
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Struct, frozen=True):
     """One device to list: a port, or in mode regiondevel a card with its ports."""
 
     id: str
@@ -45,8 +46,7 @@ class Offer:
         return self.function.afu_id if self.function is not None else _afu_of(self.resource)
 
 
-@dataclass(frozen=True, slots=True)
-class Ids:
+class Ids(Struct, frozen=True):
     """What a port last told: while it is in reset it tells nothing."""
 
     interface: str
@@ -55,7 +55,7 @@ class Ids:
     def __post_init__(self) -> None:
         for name in ("interface", "afu"):
             if not UUID.fullmatch(getattr(self, name)):  # from a file that anybody may have edited
-                object.__setattr__(self, name, "")
+                force_setattr(self, name, "")
 
 
 def af_name(interface: str, afu: str) -> str:

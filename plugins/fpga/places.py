@@ -8,15 +8,15 @@ device stays where it is, unhealthy, until it is known that no container holds i
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin.plugins.fpga.hardware import Port
 from deviceplugin.plugins.fpga.memory import Place
 from deviceplugin.plugins.fpga.naming import Offer
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """What to list. ``leaving`` are devices where they were, ``waiting`` offers that are not listed yet, and which device each waits for."""
 
     listed: tuple[Offer, ...]

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import Host, Skipped, sysfs
 from deviceplugin.plugins.fpga import intel, manager, xrt
@@ -13,8 +14,7 @@ from deviceplugin.plugins.fpga.hardware import Port
 from deviceplugin.plugins.fpga.snapshot import Snapshot, Source
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """What a look found. ``ports`` are sorted by id."""
 
     ports: tuple[Port, ...]

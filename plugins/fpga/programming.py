@@ -16,7 +16,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import Host, files, sysfs
 from deviceplugin.plugins.fpga.bitstream import BitstreamError, Store
@@ -41,8 +42,7 @@ class ProgrammingFailed(Exception):
     """A port could not be programmed. The text says which, why, and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(Struct, frozen=True):
     """A port and the function that it is to have."""
 
     port_id: str
@@ -58,8 +58,7 @@ class Order:
     sha256: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Marker:
+class Marker(Struct, frozen=True):
     """What a port was being programmed with. ``failed`` says why that ended badly; empty if it did not end."""
 
     afu: str
@@ -67,8 +66,7 @@ class Marker:
     failed: str = ""
 
 
-@dataclass(eq=False, slots=True)
-class _Job:
+class _Job(Struct, eq=False):
     order: Order
     redo: bool
     started: float

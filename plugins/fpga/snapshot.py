@@ -8,8 +8,9 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from deviceplugin import Host, sysfs
 from deviceplugin.plugins.fpga.hardware import UUID
@@ -41,8 +42,7 @@ class Busy(Unreadable):
     """The driver says EBUSY: the port is in reset or being programmed."""
 
 
-@dataclass(slots=True)
-class Snapshot:
+class Snapshot(Struct):
     """A picture of parts of sysfs. What was not asked for is as if it were not there."""
 
     host: Host
@@ -124,8 +124,7 @@ class Snapshot:
         return int(value)
 
 
-@dataclass(slots=True)
-class Reading:
+class Reading(Struct):
     """Reads the attributes of one thing and keeps what went wrong on the way, so that one bad file costs that file."""
 
     snapshot: Snapshot

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from deviceplugin import Skipped
 from deviceplugin.plugins.fpga.hardware import Card, Driver, Port
@@ -23,8 +24,7 @@ VENDORS = frozenset({"0x10ee", "0x1d0f", "0x13fe", "0x3475"})
 _RENDER = re.compile(r"renderD\d+")
 
 
-@dataclass(slots=True)
-class Layout:
+class Layout(Struct):
     """The user functions: PCI address, and what is in the directory."""
 
     functions: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from deviceplugin import Device, Host, Plugin, Skipped, sysfs
 from deviceplugin.events import Events
@@ -48,8 +49,7 @@ class Generic(Plugin):
         return iter(Events(self.host, paths=paths, subsystems=["usb"] if usb else []))
 
 
-@dataclass
-class _Look:
+class _Look(Struct):
     """One discovery: what was matched, and which device has which file."""
 
     domain: str

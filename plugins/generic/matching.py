@@ -9,8 +9,9 @@ import logging
 import os
 import re
 import stat
-from dataclasses import dataclass, field
 from functools import cached_property
+
+from msgspec import Struct, field
 
 from deviceplugin import DeviceNode, Host, Mount, Skipped, sysfs
 from deviceplugin.plugins.generic import identity
@@ -21,8 +22,7 @@ log = logging.getLogger(__name__)
 _NOT_DEVICES = frozenset({"fd", "mqueue", "pts", "shm"})  # below a directory: what a runtime leaves out as well
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(Struct, frozen=True):
     """One file (or directory of device files, or USB device) that fits an entry.
 
     ``files`` are the device files behind it with all links followed; ``directory`` is the hardware's in sysfs, empty where there is none.
@@ -43,8 +43,7 @@ class Match:
         return (self.nodes or self.mounts)[0].container_path
 
 
-@dataclass
-class Finder:
+class Finder(Struct, dict=True):
     """One look at the host. ``skipped`` gathers what was seen and left out; what is true of the whole host is read once."""
 
     host: Host

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from deviceplugin import Connection, Device, Edits, Health, Host, Measurement, Plugin, Skipped
 from deviceplugin._native.nvml import Gpu as NvmlGpu
@@ -32,8 +35,7 @@ _PROMPT = 5.0
 _ABSENT = (State.NO_LIBRARY, State.NO_DRIVER)
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
+class _View(Struct, frozen=True):
     """What the last look found, for the threads that allocate."""
 
     grants: Mapping[str, Grant] = field(default_factory=dict)
@@ -176,7 +178,7 @@ class Gpu(Plugin):
             self._last = ()
             return
         for device in self._last:
-            yield replace(device, health=Health.UNKNOWN, cause="driver")
+            yield dataclasses.replace(device, health=Health.UNKNOWN, cause="driver")
 
     def _serve(self, chosen: Iterable[discovery.Candidate]) -> dict[str, str]:
         """Sees to it that MPS runs where it is configured. Answers with the resources that cannot be had, and why."""

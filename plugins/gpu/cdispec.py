@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
+
+from msgspec import Struct
 
 from deviceplugin import DeviceNode, Host, Mount
 from deviceplugin._native import nvml
@@ -22,8 +23,7 @@ KINDS: Final = tuple(f"{VENDOR}/{name}" for name in ("gpu", "imex-channel", "gdr
 """Everything there may be a spec of."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Struct, frozen=True):
     """A GPU or MIG device that a container was given. ``index`` is NVML's: ``0``, or ``0:1`` for the second MIG device of the first GPU.
 
     ``minor`` is the number of the GPU's device file, None where NVML does not say. The last three are set for MIG devices alone.
@@ -37,8 +37,7 @@ class Grant:
     compute_instance: int | None = None
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(Struct, frozen=True, dict=True):
     """Where things are: the host, the driver's files, the device files, and the toolkit's program for hooks (empty for none). For one look."""
 
     host: Host

@@ -6,11 +6,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import msgspec
 import yaml
+from msgspec import Struct
 
 from deviceplugin.plugins.gpu.injection import InjectionOptions
 
@@ -45,8 +45,7 @@ class ConvertError(Exception):
     """The file is none of NVIDIA's device plugin, or one that NVIDIA's would refuse. One line, with the place."""
 
 
-@dataclass(frozen=True, slots=True)
-class Converted:
+class Converted(Struct, frozen=True):
     """Our file, and a line for each key that was left out or means something else now, with its place."""
 
     yaml_text: str

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from deviceplugin import Connection, Device, Enforcement, Host, Skipped, sysfs
 from deviceplugin._native.nvml import Gpu, Mig, Snapshot
@@ -27,8 +29,7 @@ _ARCHITECTURES = {2: "Kepler", 3: "Maxwell", 4: "Pascal", 5: "Volta", 6: "Turing
 _LONGEST = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """A GPU or MIG device that has a resource."""
 
     gpu: Gpu
@@ -80,7 +81,7 @@ def _merge(gpu: Gpu, before: Gpu) -> Gpu:
     elif "MigDevice" in failed and gpu.mig_mode:  # a list cut short is no list
         told = {mig.uuid for mig in gpu.migs}
         changes["migs"] = (*gpu.migs, *(mig for mig in before.migs if mig.uuid not in told))
-    return replace(gpu, **changes) if changes else gpu  # type: ignore[arg-type]
+    return replace(gpu, **changes) if changes else gpu
 
 
 def choose(gpus: Sequence[Gpu], config: GpuConfig) -> Iterator[Candidate | Skipped]:

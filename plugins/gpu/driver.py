@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Final
+
+from msgspec import Struct
 
 from deviceplugin import Host
 
@@ -60,16 +61,14 @@ _HOOK_PROGRAMS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True):
     """A name beside a library under which programs open it: ``libcuda.so.1`` for ``libcuda.so.550.90.07``."""
 
     path: str
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
+class Files(Struct, frozen=True):
     """What containers need of the driver, by paths below the driver root; the links are paths beside the libraries that they lead to."""
 
     libraries: tuple[str, ...]

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
+
+from msgspec import Struct, field
 
 from deviceplugin import Health, Recovery, Rule
 from deviceplugin._native import nvml
@@ -25,8 +26,7 @@ _HOLD = (Recovery.QUIET, Recovery.RESET, Recovery.NEVER)
 _ESSENTIAL = ("HandleByIndex", "GetUUID", "GetName", "GetPciInfo", "GetMinorNumber", "GetMigMode", "MigDevice")
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What the plugin reports of a GPU, and so of everything on it."""
 
     health: Health
@@ -34,8 +34,7 @@ class Verdict:
     incarnation: str = ""
 
 
-@dataclass(slots=True)
-class _Memory:
+class _Memory(Struct):
     """What is kept of a GPU between two looks."""
 
     told: set[str] = field(default_factory=set)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
+
+from msgspec import Struct
 
 from deviceplugin import Host
 from deviceplugin._native import nvml
@@ -44,8 +45,7 @@ _FAMILIES: Mapping[int, str] = MappingProxyType(
 _MODES = {"0x030000": "graphics", "0x030200": "compute"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sharing:
+class Sharing(Struct, frozen=True, kw_only=True):
     """How one resource is shared. ``renamed``: pods ask for the shares by another name."""
 
     strategy: Literal["none", "time-slicing", "mps"] = "none"

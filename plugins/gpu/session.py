@@ -10,7 +10,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from deviceplugin import Host, sysfs
 from deviceplugin._native import nvml
@@ -34,8 +35,7 @@ _RENEWAL = 30.0
 _LAST_BACKOFF = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
+class Watched(Struct, frozen=True):
     """Which GPUs' events are listened to, by NVML's numbers: those that can tell none are in ``mute``. ``at`` is when that was last so."""
 
     at: float
@@ -46,17 +46,17 @@ class Watched:
         return gpu in self.gpus or gpu in self.mute
 
 
-@dataclass(eq=False)
 class Session:
     """Two threads use one: :meth:`look` and :meth:`heard` are for the one that discovers, :meth:`watch` for the one that watches."""
 
-    host: Host
-    library: str = ""
-    root: str = "/"
-    clock: Callable[[], float] = time.monotonic
-    probe: Probe = field(default_factory=Probe)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self, host: Host, library: str = "", root: str = "/", clock: Callable[[], float] = time.monotonic, probe: Probe | None = None
+    ) -> None:
+        self.host = host
+        self.library = library
+        self.root = root
+        self.clock = clock
+        self.probe = probe or Probe()
         self.reason = "NVML was not opened yet"
         self.state = State.CLOSED
         self._nvml: Nvml | None = None

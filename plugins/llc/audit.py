@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import Allocation, Host, Verdict
 from deviceplugin.plugins.llc import membership, naming, topology
@@ -23,8 +24,7 @@ MOST_TASKS = 4096
 """Of a group with more, the list may have been cut, so that who is missing in it cannot be told."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
+class Scene(Struct, frozen=True):
     """What one round of judging looks at."""
 
     view: View

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from deviceplugin.plugins.llc import naming
 from deviceplugin.plugins.llc.bandwidth import bandwidth_of
@@ -29,8 +30,7 @@ class NotReady(Exception):
     """resctrl could not be looked at yet. The text says what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(Struct, frozen=True):
     """What the last look found. Never changes."""
 
     places: Places

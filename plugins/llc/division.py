@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin.plugins.llc.config import LlcConfig
 from deviceplugin.plugins.llc.layout import Cache, LayoutError, divide
@@ -12,8 +13,7 @@ from deviceplugin.plugins.llc.placing import Places
 from deviceplugin.plugins.llc.resctrl import Info, Survey, masks
 
 
-@dataclass(frozen=True, slots=True)
-class Division:
+class Division(Struct, frozen=True):
     """The caches. ``faults`` say why a cache cannot be trusted now, ``undivided`` why one has no slots."""
 
     places: Places

@@ -9,15 +9,15 @@ are one run as well, as Intel wants, beside the hardware's, and hold them where 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 
 class LayoutError(Exception):
     """A cache that cannot be divided into slots. The text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
+class Cache(Struct, frozen=True):
     """One cache, divided. Masks have bit n for way n, as resctrl writes them."""
 
     id: int

@@ -15,7 +15,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import Allocation, Host, sysfs
 
@@ -32,8 +33,7 @@ _MOST_ENVIRON = 4 << 20
 _ROUNDS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """The processes of one container; ``others`` are those of its pod of which it cannot be said, without the pod's own (``pause``)."""
 
     pids: tuple[int, ...]

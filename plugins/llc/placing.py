@@ -16,8 +16,10 @@ move; else all groups close up. If groups may not move, a mask with holes, where
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from types import MappingProxyType
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from deviceplugin._native import llc
 from deviceplugin.plugins.llc.layout import Cache, is_run
@@ -28,8 +30,7 @@ class NoRoom(Exception):
     """There is no place for a container's slots. The text says where and what would help."""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True):
     """What one container holds: its slots, and for each cache the ways that they are now."""
 
     slots: Slots
@@ -46,8 +47,7 @@ Groups = Mapping[str, Group]
 NO_GROUPS: Groups = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """What may be done to find a place. ``fixed`` are keys of groups that must stay where they are."""
 
     move: bool = True

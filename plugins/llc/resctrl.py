@@ -11,7 +11,8 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin.plugins.llc.files import MAX_BYTES, Files
 
@@ -37,8 +38,7 @@ class Absent(ResctrlError):
     """There is no resctrl, or no control of the last-level cache in it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Info:
+class Info(Struct, frozen=True):
     """What the CPU can do. ``names`` are those of the cache in schemata: one, or two where code and data are told apart (``cdp``)."""
 
     names: tuple[str, ...]
@@ -60,8 +60,7 @@ Schemata = Mapping[str, Mapping[int, int]]
 """By resource (``L3``, ``MB``) and cache: a mask, or a bandwidth."""
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(Struct, frozen=True):
     """All that there is, read at one time."""
 
     info: Info

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import Host, Skipped, sysfs
 
@@ -16,8 +17,7 @@ _LEVEL = "3"
 _MOST_CPUS = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class CpuCache:
+class CpuCache(Struct, frozen=True):
     """One last-level cache. ``size`` is in bytes, 0 where sysfs does not say; ``ways`` likewise."""
 
     id: int

@@ -14,8 +14,9 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from deviceplugin import Host
 from deviceplugin.plugins.mic import cards
@@ -34,8 +35,7 @@ class NotReady(Exception):
     """A card is not online. The text says which, what it does, and what to do; a later call may succeed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """A card to bring online, by its device id and by where the driver has it now."""
 
     id: str
@@ -43,8 +43,7 @@ class Target:
     driver: Driver
 
 
-@dataclass(slots=True)
-class _Course:
+class _Course(Struct):
     """How far a card has come. ``clean``: it was reset since a container last had it."""
 
     since: float

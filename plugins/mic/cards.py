@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import Host, Skipped, sysfs
 from deviceplugin.plugins.mic import pci
@@ -35,8 +36,7 @@ _NO_SERIAL = frozenset({"none", "null", "unknown", "default", "empty"})
 Reading = str | sysfs.SysfsError | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class Card(Struct, frozen=True, kw_only=True):
     """One card. ``id`` is empty where the card cannot say who it is, and ``nameless`` then says why. ``address`` is its place on the PCI bus."""
 
     number: int

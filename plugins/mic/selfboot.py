@@ -7,7 +7,8 @@ The firmware sets the modes at boot and tells Linux of their consequences only: 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import Host, sysfs
 
@@ -27,8 +28,7 @@ _SLACK = 0.06
 _TAMPERED = re.compile(r"(^|\s)(numa=(off|fake\S*)|numa_emulation\S*|mem=\S+|memmap=\S+|maxcpus=\d+|nr_cpus=\d+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Processor:
+class Processor(Struct, frozen=True):
     """A Xeon Phi that runs this host.
 
     ``memory_mode`` is ``flat``, ``cache``, ``hybrid-25`` or ``hybrid-50``, ``cluster_mode`` is ``uma``, ``snc-2`` or ``snc-4``, or both are
@@ -44,8 +44,7 @@ class Processor:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
+class _Node(Struct, frozen=True):
     number: int
     has_processors: bool
     memory: int

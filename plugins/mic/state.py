@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+
+from msgspec import Struct
 
 from deviceplugin import Health
 
@@ -84,8 +85,7 @@ _SCIF_WELL = ("", "online", "sleeping")
 _SHUTDOWN_WELL = ("", "nop")
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """The state of a card: the driver's word, and what is known of its way there. Empty where the driver has no such attribute.
 
     ``unreadable`` says why there is no word, where the attribute is there and cannot be read.
@@ -104,8 +104,7 @@ def parse(driver: Driver, word: str) -> Phase:
     return WORDS[driver].get(word.strip(), Phase.STRANGE)
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """What is reported of a card, and why."""
 
     health: Health

@@ -7,7 +7,8 @@ What a container gets is an IOMMU group, so all devices of the group count: it i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import Health, Host, Skipped, sysfs
 from deviceplugin.plugins.mic import pci
@@ -25,8 +26,7 @@ _HARMLESS = ("pci-stub", "pcieport")
 _BRIDGE = "0x0604"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passed:
+class Passed(Struct, frozen=True, kw_only=True):
     """A card to be passed through. ``cards`` are the addresses of all that come with its group, itself the first."""
 
     address: str

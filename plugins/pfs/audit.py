@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import Host
 from deviceplugin.plugins.pfs import clients, contents, mounts, processes
@@ -22,8 +23,7 @@ Finding = tuple[bool | None, str]
 UNSEEN = "no process of it is to be seen"
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
+class Scene(Struct, frozen=True):
     """What was seen of the node in one look."""
 
     host: Host

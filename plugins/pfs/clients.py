@@ -7,7 +7,8 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import Health, Host, sysfs
 from deviceplugin.plugins.pfs.commands import CommandFailed, Runner
@@ -34,8 +35,7 @@ Fault = tuple[Health, str]
 """What is wrong, unhealthy or unknown, and its cause."""
 
 
-@dataclass(frozen=True, slots=True)
-class Osc:
+class Osc(Struct, frozen=True):
     """One connection of a Lustre client to a target. ``instance`` tells the mounts of one file system on one node apart."""
 
     name: str

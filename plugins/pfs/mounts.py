@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import Host
 from deviceplugin.sysfs import SysfsError
@@ -17,8 +18,7 @@ MAX_BYTES = 16 << 20
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Struct, frozen=True):
     """One line. ``device`` is the file system's number, ``root`` the directory in it that is mounted, ``options`` those of the mount and of the file
     system.
     """

@@ -12,7 +12,8 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import Host, files, sysfs
 from deviceplugin.plugins.pfs import clients, mounts
@@ -34,8 +35,7 @@ class PrivateMountError(Exception):
     """A private mount is not as it should be; the text says how."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(Struct, frozen=True):
     """One setting of a client: its file, what it is and what it should be."""
 
     path: str

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from deviceplugin import Host
 from deviceplugin._native import sysfs as native
@@ -20,16 +21,14 @@ MARK = "KDP_PFS_"
 """What the names of the variables begin with that a container of ours has."""
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(Struct, frozen=True):
     """One process of a container; ``environ`` is what it was started with."""
 
     pid: int
     environ: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Container:
+class Container(Struct, frozen=True):
     """The processes of one control group and of those below it, of which one at least was started with variables of ours."""
 
     group: str

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 MAX_RATE = 999_999
 """Of a TBF rule, in RPCs a second."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(Struct, frozen=True):
     """The rate of a TBF rule for containers with so many slots.
 
     The servers keep a bucket for each JobID on each CPT of each OSS (LU-17158), so a container that reaches all of them with full RPCs gets

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pynvml
+from msgspec.structs import replace
 
 from deviceplugin._native.nvml import XID, Gpu, Nvml, Snapshot, State
 from deviceplugin.plugins.gpu import Gpu as Plugin

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from deviceplugin.kubelet.paths import Paths
-from deviceplugin.observe import client, configwatch
+from deviceplugin.observe import client
 from deviceplugin.observe.status import Status
 from deviceplugin.testing import Kubelet, Pod
 from tests.helpers.configmap import ConfigMap
@@ -71,11 +71,8 @@ def test_an_edit_is_applied_and_what_it_does_not_change_does_not_notice(either: 
         either.start_container(pod)
         held = either.pod_status(pod)
         before = one.status()
-        began = time.monotonic()
         one.mount.write(config=shares(3))
         either.wait_for(RESOURCE, healthy=3)
-        took = time.monotonic() - began
-        assert took < configwatch.SETTLE + 1.5
         assert either.pod_status(pod) == held
         assert either.streams(RESOURCE) == 1
         after = one.status()

@@ -91,7 +91,7 @@ def snapshot(path: str | os.PathLike[str]) -> nvml.Snapshot:
 def gpu(number: int, asked: Asked, known: dict[str, Any], peers: dict[str, int]) -> nvml.Gpu:
     texts = dict.fromkeys(("uuid", "name", "serial", "bus_id"), "")
     several: dict[str, Any] = dict.fromkeys(("numa_nodes", "migs", "links"), ())
-    values: dict[str, Any] = dict.fromkeys(nvml.Gpu.__dataclass_fields__) | texts | several | known
+    values: dict[str, Any] = dict.fromkeys(nvml.Gpu.__struct_fields__) | texts | several | known
     values["links"] = tuple(nvml.Link(**link, peer=peers.get(link["remote_bus_id"])) for link in values["links"])
     return nvml.Gpu(**{**values, "index": number, "lost": asked.lost, "failures": tuple(asked.failures)})
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from deviceplugin._native.nvml import Snapshot
 from deviceplugin.plugins.gpu.injection import InjectionError, grants

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from deviceplugin import Host
 from deviceplugin.plugins.gpu.labels import Sharing, labels
@@ -74,7 +75,7 @@ def test_shared_gpus_say_so(machine: Machine, sharing: Sharing, product: str, st
 
 def test_a_mixed_node_says_the_same_in_whatever_order_gpus_come(machine: Machine) -> None:
     models = [A100, T4, L40S, T4, L40S]
-    snapshot = machine.look(Scenario([replace(model, minor=n, pci=f"0000:{n + 16:02x}:00.0") for n, model in enumerate(models)]))
+    snapshot = machine.look(Scenario([dataclasses.replace(model, minor=n, pci=f"0000:{n + 16:02x}:00.0") for n, model in enumerate(models)]))
     found = labels(snapshot, machine.host)
     assert found["nvidia.com/gpu.product"] == "Tesla-T4"  # as many as the other, and the first of them comes first
     assert found["nvidia.com/gpu.count"] == "2"

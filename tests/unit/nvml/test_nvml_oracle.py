@@ -145,7 +145,7 @@ def test_without_topology_and_health_the_rest_is_the_same(start: Start) -> None:
     for full, lean in zip(whole.gpus, part.gpus, strict=True):
         left_out = {"links", "fabric", "ecc", "remapped_rows", "retired_pages_pending", "temperature", "power", "power_limit", "failures"}
         left_out |= {"gpu_utilization", "memory_utilization"}
-        for field in set(type(full).__dataclass_fields__) - left_out:
+        for field in set(type(full).__struct_fields__) - left_out:
             assert getattr(full, field) == getattr(lean, field)
         assert lean.links == ()
         assert lean.temperature is None
