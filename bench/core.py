@@ -20,6 +20,9 @@ from bench.report import ms, table
 
 RESTARTS = 100
 
+PLUGINS = "build/bench-plugins"
+"""Where the daemon finds the plugins that are measured, and nothing else of what is here."""
+
 FLIPPING = "version: v1\nplugins:\n  - plugin: bench.plugins:Flip\n    health:\n      flaps: 1000000\n"
 """A device that may flap as it likes: damping would hold it back."""
 
@@ -55,7 +58,9 @@ def write(root: str, config: str) -> str:
 
 
 def daemon(root: str, *arguments: str) -> list[str]:
-    return [os.path.abspath("build/venv/bin/python"), "-m", "deviceplugin", "run", "--root", root, "--listen", "", "--log-level", "error", *arguments]
+    """The daemon that :func:`runtime` installed. -P: not of the files here, which have no byte code where Python is told to write none."""
+    python = ["env", f"PYTHONPATH={os.path.abspath(PLUGINS)}", os.path.abspath("build/venv/bin/python"), "-P"]
+    return [*python, "-m", "deviceplugin", "run", "--root", root, "--listen", "", "--log-level", "error", *arguments]
 
 
 def runtime() -> str:
@@ -66,6 +71,9 @@ def runtime() -> str:
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     pip = [python, "-m", "pip", "install", "-q", "-q", "--disable-pip-version-check", "--constraint", "constraints.txt", "."]
     subprocess.run(pip, check=True)
+    os.makedirs(PLUGINS, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.symlink(os.path.dirname(os.path.abspath(__file__)), os.path.join(PLUGINS, "bench"))
     shutil.rmtree("deviceplugin.egg-info", ignore_errors=True)  # it would hide the installed entry points from whoever runs here
     return python
 

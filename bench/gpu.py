@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.core import build_client, daemon, lifecycle, node, wait_for_socket, write
+from bench.core import build_client, daemon, lifecycle, node, runtime, wait_for_socket, write
 from bench.report import ms, table
 from deviceplugin.testing import nvml as sim
 
@@ -255,6 +255,7 @@ SIXTEEN = {"V100, NVSwitch": sim.dgx2_v100, "a link for each pair": fully_linked
 
 def report() -> str:
     client, peer = build_client(), build_peer()
+    runtime()
     names = (OURS, PEER) if peer.program else (OURS,)
     tables = [
         table("GetPreferredAllocation among 8 free GPUs, ms", header("machine, size", names), preferred(client, names, peer)),
