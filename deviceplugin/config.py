@@ -319,12 +319,13 @@ def _struct_of(kind: Any) -> Any:
 
 def load_class(spec: str) -> type[Plugin]:
     """The plugin class that ``spec`` names: an installed plugin, ``module:Class``, or ``file.py:Class``. Raises ConfigError."""
-    import importlib.metadata  # 20 ms with the next, which only those pay who name an installed plugin
-    import importlib.util
+    import importlib
 
     target, colon, attribute = spec.rpartition(":")
     try:
         if not colon:
+            import importlib.metadata  # 10 ms with the next line, which only those pay who name an installed plugin
+
             found = {entry.name: entry for entry in importlib.metadata.entry_points(group="deviceplugin.plugins")}
             if spec not in found:
                 near = difflib.get_close_matches(spec, found, n=1)
@@ -332,6 +333,8 @@ def load_class(spec: str) -> type[Plugin]:
                 raise ConfigError(f"plugin {spec!r} is not installed; {hint} A class is named as module:Class or file.py:Class")
             module, attribute = importlib.import_module(found[spec].module), found[spec].attr
         elif target.endswith(".py"):
+            import importlib.util
+
             # The name is no module's: a file called queue.py must not become the standard library's queue, nor two files of one name each other.
             module_spec = importlib.util.spec_from_file_location(f"plugin file {os.path.abspath(target)}", target)
             if module_spec is None or module_spec.loader is None or not os.path.isfile(target):
