@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator
 
 import msgspec
-from msgspec import Struct
 
 from deviceplugin.daemon import Plan
 from deviceplugin.hooks import HookFailed, Hooks
@@ -37,7 +36,7 @@ class Cleaning(msgspec.Struct, frozen=True, rename="camel"):
     errors: tuple[str, ...]
 
 
-class _Files(Struct, frozen=True):
+class _Files(msgspec.Struct, frozen=True):
     """Files of one directory that are ours, and the directory itself if nothing else is in it then."""
 
     directory: str

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
-from msgspec import Struct
 
 from deviceplugin.daemon import Daemon
 from deviceplugin.observe import status
@@ -39,7 +38,7 @@ INDEX = """\
 """
 
 
-class Page(Struct, frozen=True):
+class Page(msgspec.Struct, frozen=True):
     status: int
     body: str | bytes
     kind: str = TEXT

@@ -15,7 +15,6 @@ import struct
 from typing import Annotated
 
 import msgspec
-from msgspec import Struct
 
 from deviceplugin import Host
 
@@ -46,7 +45,7 @@ class _Metadata(msgspec.Struct):
     image: _Image = msgspec.field(name="afu-image")
 
 
-class Bitstream(Struct, frozen=True):
+class Bitstream(msgspec.Struct, frozen=True):
     """A bitstream in memory: nobody can replace it any more. ``image`` is the part for the card."""
 
     interface: str

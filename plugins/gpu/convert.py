@@ -10,7 +10,6 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 import yaml
-from msgspec import Struct
 
 from deviceplugin.plugins.gpu.injection import InjectionOptions
 
@@ -45,7 +44,7 @@ class ConvertError(Exception):
     """The file is none of NVIDIA's device plugin, or one that NVIDIA's would refuse. One line, with the place."""
 
 
-class Converted(Struct, frozen=True):
+class Converted(msgspec.Struct, frozen=True):
     """Our file, and a line for each key that was left out or means something else now, with its place."""
 
     yaml_text: str

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Struct
 
 from deviceplugin import DeviceNode, Edits, Enforcement, Host, Mount
 from deviceplugin._native import nvml
@@ -101,7 +100,7 @@ class InjectionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         return tuple(name for name, on in enabled.items() if on)
 
 
-class _Specs(Struct, frozen=True):
+class _Specs(msgspec.Struct, frozen=True):
     """What the last look found: the devices that can be named to the runtime, and why there may be fewer than there should be."""
 
     ours: frozenset[str] = frozenset()
