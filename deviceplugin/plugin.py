@@ -119,7 +119,11 @@ class Plugin:
         raise NotImplementedError
 
     def watch(self) -> Iterator[object]:
-        """Yields, whatever it likes, each time the hardware may have changed; :meth:`discover` is called soon after. Blocks in between."""
+        """Yields, whatever it likes, each time the hardware may have changed; :meth:`discover` is called soon after. Blocks in between.
+
+        What happened between the last look and the beginning of the watch is told by nobody: yield once when it has begun.
+        :class:`~deviceplugin.events.Events` needs no such word, since the framework sees them begin.
+        """
         raise NotImplementedError
 
     def start(self) -> None:
