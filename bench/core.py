@@ -26,6 +26,8 @@ PLUGINS = "build/bench-plugins"
 FLIPPING = "version: v1\nplugins:\n  - plugin: bench.plugins:Flip\n    health:\n      flaps: 1000000\n"
 """A device that may flap as it likes: damping would hold it back."""
 
+REPLICAS = "resources:\n  example.com/flip:\n    replicas: 10000\n"
+
 
 def build_client() -> str:
     """The Go client, built into build/. Raises SystemExit where there is no Go."""
@@ -124,15 +126,22 @@ def generic_memory(client: str) -> dict[str, float]:
 def replicas(client: str) -> list[list[object]]:
     """10,000 replicas of one device."""
     with node() as root:
-        config = write(root, FLIPPING + "resources:\n  example.com/flip:\n    replicas: 10000\n")
+        config = write(root, FLIPPING + REPLICAS)
         run = lifecycle(
             client, ["-flip", os.path.join(root, "flip/there"), "-flips", "30", "-restarts", "20"], daemon(root, "--config", config), root
         )
-    with node() as root:
-        one = lifecycle(client, [], daemon(root, "--plugin", "bench.plugins:Flip"), root)
+
+    def first_list(text: str) -> float:
+        with node() as root:
+            return float(lifecycle(client, [], daemon(root, "--config", write(root, text)), root)["start_to_list_ms"])
+
+    alone, many = [], []
+    for _ in range(7):
+        alone.append(first_list(FLIPPING))
+        many.append(first_list(FLIPPING + REPLICAS))
     return [
-        ["process start to first list received", ms(run["start_to_list_ms"]), "", ""],
-        ["of that, more than with one device", ms(run["start_to_list_ms"] - one["start_to_list_ms"]), "", ""],
+        ["process start to first list received, median of 7", ms(sorted(many)[3]), "", ms(max(many))],
+        ["of that, more than with one device", ms(sorted(many)[3] - sorted(alone)[3]), "", ""],
         ["health flip to the kubelet's receipt of the list", *three(run["flip"])],
         ["kubelet.sock appears to full list received", *three(run["restart_to_list"])],
         ["RSS, MiB", ms(run["memory"]["VmRSS_MiB"]), "", ms(run["memory"]["VmHWM_MiB"])],

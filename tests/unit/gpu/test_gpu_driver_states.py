@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deviceplugin import Device, Health, Host, Skipped
-from deviceplugin.plugins.gpu import Gpu, GpuConfig, probe
+from deviceplugin.plugins.gpu import Gpu, GpuConfig, probe, session
 from deviceplugin.plugins.gpu.probe import Probe
 from deviceplugin.testing import nvml as sim
 from tests.unit.gpu.conftest import Make
@@ -121,21 +121,22 @@ def test_a_library_that_hangs_is_given_up_on_and_tried_again_later(tmp_path: Pat
     machine.rule("nvmlInit", delay=30)
     library = str(machine.install(tmp_path))
     now = [0.0]
-    prober = Probe(lambda: now[0], timeout=0.2)
-    assert "did not initialise within 0.2 s" in prober.fault([library], "")
+    prober = Probe(lambda: now[0], timeout=1.0)
+    assert "did not initialise within 1 s" in prober.fault([library], "")
     began = time.monotonic()
     assert prober.fault([library], "")
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < 0.9
     machine.clear_rules()
     now[0] = probe.RETRY
     assert Probe(timeout=10).fault([library], "") == ""
 
 
-def test_a_first_look_is_no_late_one(make: Make) -> None:
+def test_a_first_look_waits_for_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_LEAVE", 30.0)
     rig = make(sim.dgx_h100())
     began = time.monotonic()
     assert len(rig.devices()) == 8
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 10.0
 
 
 def test_the_plugin_brings_no_other_binding_of_nvml() -> None:

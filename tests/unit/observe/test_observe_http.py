@@ -303,4 +303,4 @@ def test_stopping_does_not_wait_for_clients(status: StatusServer) -> None:
         connection.sendall(b"GET / HT")
         began = time.monotonic()
         status.stop()
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 2.5

@@ -23,7 +23,7 @@ from deviceplugin.plugins.pfs.commands import Commands
 
 _IN = struct.Struct("<IIQQIIII")
 _INIT = 26
-LIMIT = 0.5
+LIMIT = 1.0
 
 
 class Fuse:
