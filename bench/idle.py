@@ -28,7 +28,7 @@ from deviceplugin.testing.nvml import dgx_h100, write_host
 from deviceplugin.testing.pfs import SimulatedPfs
 from tests.helpers.llc import Node
 
-WARM, WINDOW = 10.0, 60.0
+WARM, WINDOW = 30.0, 60.0
 SCRAPES = 15.0
 
 CONFIG = """\

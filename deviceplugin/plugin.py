@@ -92,9 +92,9 @@ class Plugin:
     def reconcile(self, allocations: Sequence[Allocation]) -> Iterable[Verdict]:
         """Compares what every container holds with what is really so, mends what it can, and says of each allocation whether it is enforced.
 
-        Called soon after containers came or went and every 10 s, and only with a list that the kubelet gave just now: what is not in it is held by
-        nobody, but for containers that are just starting and ordinary init containers, which the kubelet leaves out. An allocation without a verdict
-        counts as not looked at. Never called twice at once; the other hooks may run meanwhile.
+        Called soon after containers came and every 10 s (every minute while nobody on the node holds any device), and only with a list that the
+        kubelet gave just now: what is not in it is held by nobody, but for containers that are just starting and ordinary init containers, which the
+        kubelet leaves out. An allocation without a verdict counts as not looked at. Never called twice at once; the other hooks may run meanwhile.
         """
         raise NotImplementedError
 

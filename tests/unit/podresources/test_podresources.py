@@ -10,8 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
+from deviceplugin.kubelet import podresources
 from deviceplugin.kubelet import podresources_v1_pb2 as pb
-from deviceplugin.kubelet.podresources import Holder, Holdings, PodResources, aggregate
+from deviceplugin.kubelet.podresources import UNUSED_LOOKS, Holder, Holdings, PodResources, aggregate
 from deviceplugin.tally import Tally
 from tests.helpers.core import WIDGET
 
@@ -132,6 +133,30 @@ def test_whoever_waits_for_a_view_gets_each_new_one(path: Path, kubelet: Kubelet
     kubelet.answer = grpc.StatusCode.INTERNAL
     one.refresh()
     assert views.get(timeout=WAIT) is False
+    one.stop()
+    one._thread.join(WAIT)
+    assert not one._thread.is_alive()
+
+
+def test_while_nothing_is_held_the_kubelet_is_asked_less_often(path: Path, kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(podresources, "SETTLE", 0.0)
+    monkeypatch.setattr(podresources, "UNUSED", 3600.0)
+    views: queue.SimpleQueue[Holdings] = queue.SimpleQueue()
+    one = PodResources(str(path), Tally(), lambda: views.put(one.holdings.get()), period=0.01)
+    one.start()
+    for _ in range(1 + UNUSED_LOOKS):
+        assert views.get(timeout=WAIT).by_device == {}
+    with pytest.raises(queue.Empty):
+        views.get(timeout=0.3)
+    kubelet.answer = listing(("p", "c", WIDGET, ["a"]))
+    one.refresh()
+    for _ in range(5):  # of themselves, since it is held
+        assert views.get(timeout=WAIT).holders(WIDGET, "a")
+    kubelet.answer = grpc.StatusCode.INTERNAL
+    while views.get(timeout=WAIT).fresh:
+        pass
+    for _ in range(5):  # of themselves, since it is not known
+        assert not views.get(timeout=WAIT).fresh
     one.stop()
     one._thread.join(WAIT)
     assert not one._thread.is_alive()
