@@ -29,6 +29,8 @@ from deviceplugin.testing.pfs import SimulatedPfs
 from tests.helpers.llc import Node
 
 WARM, WINDOW = 30.0, 60.0
+"""Seconds. Where nothing is held the daemon asks the kubelet seldom only after 20 s: podresources.PERIOD and UNUSED_LOOKS."""
+
 SCRAPES = 15.0
 
 CONFIG = """\
