@@ -99,6 +99,7 @@ class Endpoint:
         self._stopping = threading.Event()
         self._calm = threading.Condition()
         self._streams: dict[int, int] = {}
+        self._open: set[threading.Event] = set()
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix=f"rpc-{handlers.resource}")
         self._server = self._bind(directory, publish)
         self.identity = self._settle()
@@ -171,7 +172,7 @@ class Endpoint:
         return max((self.handlers.snapshots.get().generation - one for one in sent), default=0)
 
     def stop(self, grace: float = 0.5) -> threading.Event:
-        """Ends the streams, lets calls in flight finish within ``grace`` seconds, and removes our socket. Returns an event: all is done."""
+        """Removes our socket, ends the streams and lets calls in flight finish, within ``grace`` seconds. Returns an event: all is done."""
         self._stopping.set()
         self.handlers.snapshots.wake()
         if self.intact:
@@ -179,7 +180,12 @@ class Endpoint:
                 os.unlink(self.path)
             except OSError as error:  # a kubelet that starts removes it at this very moment too
                 log.debug("%s: %s is not ours to remove: %s", self.handlers.resource, self.path, error.strerror)
-        done: threading.Event = self._server.stop(grace)
+        deadline = time.monotonic() + grace
+        with self._calm:
+            # The client reads the end of its streams before it is told to go away. The other way round we hang up when the last has ended, while
+            # it may be answering; and a client on gRPC's core whose write fails takes its streams for broken, though their end lies there unread.
+            self._calm.wait_for(lambda: not self._open, grace / 2)
+        done: threading.Event = self._server.stop(max(0.0, deadline - time.monotonic()))
         # The pool may only go when no call can reach it any more.
         threading.Thread(target=self._reap, args=(done,), name="endpoint-reaper", daemon=True).start()
         return done
@@ -245,12 +251,18 @@ class Endpoint:
         cell = self.handlers.snapshots
         gone = threading.Event()
 
-        def wake() -> None:
+        def over() -> None:
             gone.set()
+            with self._calm:
+                self._open.discard(gone)
+                self._calm.notify_all()
             cell.wake()
 
-        if not context.add_callback(wake):
-            gone.set()
+        with self._calm:
+            self._open.add(gone)
+        # Called when the client has gone, and when our own end of the stream has been sent.
+        if not context.add_callback(over):
+            over()
         self._on_change()
         try:
             yield from self._lists(id(stream), gone)

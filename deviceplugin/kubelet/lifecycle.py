@@ -143,9 +143,10 @@ def watched(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[St
         return _down(replace(state, failures=failures), now, backoff(failures, jitter())), Action.RETIRE
     if facts.streams > 0:
         return (state if state.phase is Phase.SERVING else replace(state, phase=Phase.SERVING, since=now, failures=0)), Action.NONE
-    if state.phase is Phase.SERVING:
+    if state.phase is Phase.SERVING or (state.phase is Phase.REGISTERING and facts.opened > 0):
+        # A stream may begin and break between two looks.
         return replace(state, phase=Phase.EXPECTING, since=now, patience=REDIAL), Action.NONE
-    if state.phase is Phase.EXPECTING and now - state.since >= state.patience:
+    if state.phase is Phase.EXPECTING and now >= state.since + state.patience:
         # The stream broke and the kubelet did not come back to this socket. It looks again only at a socket that is new.
         return _down(state, now, 0.0), Action.RETIRE
     return state, Action.NONE
@@ -169,7 +170,7 @@ def _down(state: State, now: float, delay: float) -> State:
 def _awaiting(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[State, Action]:
     now = facts.now
     if state.phase is Phase.EXPECTING:
-        if now - state.since < state.patience:
+        if now < state.since + state.patience:
             return state, Action.NONE
         failures = state.failures + 1
         return _down(replace(state, failures=failures), now, backoff(failures, jitter())), Action.RETIRE
@@ -194,6 +195,6 @@ def _outlived(state: State, facts: Facts) -> tuple[State, Action]:
         return (state if state.odd_since is None else replace(state, odd_since=None)), Action.NONE
     if state.odd_since is None:
         return replace(state, odd_since=facts.now), Action.NONE
-    if facts.now - state.odd_since >= ZOMBIE:
+    if facts.now >= state.odd_since + ZOMBIE:
         return _down(replace(state, failures=0), facts.now, 0.0), Action.RETIRE
     return state, Action.NONE

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import grpc
@@ -163,6 +163,29 @@ def test_orderly_stop_ends_the_stream(kubelet: Kubelet) -> None:
         kubelet.wait_for(RESOURCE, healthy=1)
     (ended,) = kubelet.events.of("stream ended", RESOURCE) or [kubelet.wait_for_event("stream ended", RESOURCE)]
     assert ended.detail["reason"] == "EOF"
+
+
+def test_end_of_a_stream_is_sent_before_the_client_is_told_to_go(kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it may be writing while we hang up, and would take the end for a broken connection."""
+    open_when_told: list[int] = []
+    with ExitStack() as clients:
+        with serving(kubelet, Rack("a")) as daemon:
+            kubelet.wait_for(RESOURCE, healthy=1)
+            opened = clients.enter_context(readers(kubelet, daemon, 2))
+            for reader in opened:
+                reader.next()
+            served = service_of(daemon).registrar._endpoint
+            assert served is not None
+            assert len(served._open) == 3
+            stop, still_open = served._server.stop, served._open
+
+            def told(grace: float) -> Any:
+                open_when_told.append(len(still_open))
+                return stop(grace)
+
+            monkeypatch.setattr(served._server, "stop", told)
+        assert [reader.code() for reader in opened] == [grpc.StatusCode.OK] * 2
+    assert open_when_told == [0]
 
 
 @pytest.mark.parametrize("size", [1, 5000])

@@ -163,6 +163,12 @@ def test_the_plugin_watcher_is_given_a_new_socket_only_when_it_does_not_come_bac
     assert look(state, now=50.0 + REDIAL)[1] is Action.ANNOUNCE
 
 
+def test_a_stream_that_came_and_went_between_two_looks_brings_the_plugin_watcher_a_new_socket() -> None:
+    state, action = watched(State(Phase.REGISTERING), Facts(1.0, opened=1), lambda: 1.0)
+    assert (state.phase, action, wake_at(state)) == (Phase.EXPECTING, Action.NONE, 1.0 + REDIAL)
+    assert watched(state, Facts(1.0 + REDIAL, opened=1), lambda: 1.0)[1] is Action.RETIRE
+
+
 def test_a_watched_socket_that_was_removed_is_replaced_once_its_stream_has_ended() -> None:
     state = State(Phase.SERVING)
     assert watched(state, Facts(1.0, intact=False, streams=1, opened=1), lambda: 1.0)[1] is Action.NONE
