@@ -60,7 +60,10 @@ class Endpoint:
 
 
 class DeviceManager:
-    """The state of one kubelet process. Everything is guarded by ``mutex``, which is let go during calls to plugins as the kubelet does."""
+    """The state of one kubelet process. Everything is guarded by ``mutex``, which is let go during calls to plugins as the kubelet does.
+
+    A list, and the end of one, is recorded under it too: whoever sees what it brought finds its event.
+    """
 
     def __init__(self, settings: Settings, events: EventLog, checkpoint: Checkpoint, active_pods: Callable[[], Collection[Pod]]) -> None:
         self.settings = settings
@@ -111,7 +114,7 @@ class DeviceManager:
             self.unhealthy[resource] = self.unhealthy.get(resource, set()) | self.healthy.get(resource, set())
             self.healthy[resource] = set()
             endpoints[-1].stopped_at = self.settings.clock()
-        self.events.record("disconnected", resource, path=path)
+            self.events.record("disconnected", resource, path=path)
 
     def receive(self, resource: str, message: pb.ListAndWatchResponse, *, repeated: bool) -> None:
         """A list: it replaces everything the resource had. An id listed twice is the last one to status and, where healths differ, both to counts.
@@ -131,16 +134,15 @@ class DeviceManager:
                     refreshed.add(owner)
                 self.listed[resource][device.ID] = Listed(device.ID, device.health, nodes, device.HasField("topology"))
                 (self.healthy if device.health == HEALTHY else self.unhealthy)[resource].add(device.ID)
-            counts = len(self.healthy[resource]), len(self.unhealthy[resource])
-        self.events.record(
-            "list",
-            resource,
-            healthy=counts[0],
-            unhealthy=counts[1],
-            listed=len(message.devices),
-            bytes=message.ByteSize(),
-            repeated=repeated,
-        )
+            self.events.record(
+                "list",
+                resource,
+                healthy=len(self.healthy[resource]),
+                unhealthy=len(self.unhealthy[resource]),
+                listed=len(message.devices),
+                bytes=message.ByteSize(),
+                repeated=repeated,
+            )
         for uid in sorted(refreshed):
             self.events.record("pod refreshed", resource, uid=uid)
         self.write_checkpoint()

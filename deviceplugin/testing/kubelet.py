@@ -318,6 +318,14 @@ class Kubelet:
         wanted = ", ".join(f"{n} {what}" for n, what in ((healthy, "healthy"), (unhealthy, "unhealthy")) if n is not None)
         self.wait_until(reached, f"{resource} with {wanted}", timeout=timeout, state=lambda: self._state(resource))
 
+    def wait_gone(self, resource: str) -> None:
+        """Waits until the kubelet has noticed that the resource's plugin is gone. One that registers before it has is closed with the old one, up
+        to 1.36, and must register again.
+
+        :raises NotReached: it still counts on it after 10 s.
+        """
+        self.wait_until(lambda: (endpoint := self.endpoint(resource)) is None or endpoint.stopped_at is not None, f"{resource} to be gone")
+
     def wait_until(self, reached: Callable[[], bool], what: str, *, timeout: float = 10.0, state: Callable[[], str] | None = None) -> None:
         """Waits until ``reached()``, asked after each event; ``what`` says in words what is waited for. :raises NotReached: it did not happen."""
         self.events.wait(reached, timeout, lambda: f"waited {timeout:g} s for {what}\n{state() if state else self.describe()}")

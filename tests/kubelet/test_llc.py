@@ -61,6 +61,7 @@ class Site:
 
     def restart_plugin(self) -> None:
         self.stack.close()
+        self.kubelet.wait_gone(RESOURCE)
         self.start()
 
     def reboot(self) -> None:

@@ -192,6 +192,8 @@ class Story:
         self.readmit()
 
     def restart_daemon(self) -> None:
+        self.daemon.close()
+        self.kubelet.wait_gone(RESOURCE)
         self.serve()
 
     def reboot(self) -> None:

@@ -71,15 +71,13 @@ class Node:
         return Daemon(self.plan(), Paths.below(self.kubelet.root), Host(self.kubelet.root, "node1"))
 
     def start(self, healthy: int) -> None:
-        """Waits for a list of the new instance: for a moment the kubelet may still have the old one's."""
-        mark = len(self.kubelet.events)
         self.daemon = self._daemon()
         self.daemon.start()
-        self.kubelet.wait_for_event("list", RESOURCE, since=mark)
         self.kubelet.wait_for(RESOURCE, healthy=healthy)
 
     def restart(self, healthy: int) -> None:
         self.daemon.stop()
+        self.kubelet.wait_gone(RESOURCE)
         self.start(healthy)
 
     def reboot(self, healthy: int) -> None:

@@ -78,6 +78,19 @@ def test_the_end_of_a_stream_is_final(kubelet: Kubelet, how: str) -> None:
         assert len(kubelet.events.of("stream opened")) == 1
 
 
+def test_that_a_plugin_has_gone_can_be_waited_for(kubelet: Kubelet) -> None:
+    kubelet.wait_gone(RESOURCE)  # it was never there
+    with Scripted(kubelet, unhealthy("a")) as plugin:
+        plugin.register()
+        kubelet.wait_for(RESOURCE, healthy=0, unhealthy=1)
+        plugin.stop()
+        kubelet.wait_gone(RESOURCE)
+        endpoint = kubelet.endpoint(RESOURCE)
+        assert endpoint is not None
+        assert endpoint.stopped_at is not None
+        assert kubelet.events.of("disconnected", RESOURCE)
+
+
 def test_up_to_136_the_end_of_the_older_stream_closes_the_newer(kubelet: Kubelet) -> None:
     with Scripted(kubelet, healthy("a")) as old, Scripted(kubelet, healthy("a", "b")) as new:
         old.register()
