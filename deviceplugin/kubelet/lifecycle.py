@@ -27,7 +27,8 @@ ZOMBIE = 1.0
 """Seconds that a stream of a kubelet may outlive its kubelet.sock before it is given up: the process behind it hangs."""
 
 REDIAL = 1.0
-"""Seconds that a restarted kubelet's plugin watcher gets to find our socket again before a new one is put there."""
+"""Seconds that the plugin watcher gets, a restarted kubelet's too, to open a stream before a new socket is put there; twice as many after each time
+that it did not."""
 
 SHORT_LIVED = 5.0
 BACKOFF_FIRST, BACKOFF_CAP, BACKOFF_PERMANENT = 0.05, 5.0, 60.0
@@ -143,12 +144,14 @@ def watched(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[St
         return _down(replace(state, failures=failures), now, backoff(failures, jitter())), Action.RETIRE
     if facts.streams > 0:
         return (state if state.phase is Phase.SERVING else replace(state, phase=Phase.SERVING, since=now, failures=0)), Action.NONE
-    if state.phase is Phase.SERVING or (state.phase is Phase.REGISTERING and facts.opened > 0):
-        # A stream may begin and break between two looks.
-        return replace(state, phase=Phase.EXPECTING, since=now, patience=REDIAL), Action.NONE
+    if state.phase is Phase.SERVING or (state.phase is Phase.REGISTERING and (facts.opened > 0 or facts.outcome is Outcome.ACCEPTED)):
+        # The stream is over, perhaps between two looks; or the kubelet knows this socket and may never open one: up to 1.36 the removal of another
+        # instance's socket, which it sees at the same moment, closes the connection to ours (DeRegisterPlugin in handler.go asks by name).
+        patience = min(REDIAL * 2.0 ** min(state.failures, 10), EXPECT)
+        return replace(state, phase=Phase.EXPECTING, since=now, patience=patience), Action.NONE
     if state.phase is Phase.EXPECTING and now >= state.since + state.patience:
-        # The stream broke and the kubelet did not come back to this socket. It looks again only at a socket that is new.
-        return _down(state, now, 0.0), Action.RETIRE
+        # The kubelet did not come back to this socket. It looks again only at a socket that is new.
+        return _down(replace(state, failures=state.failures + 1), now, 0.0), Action.RETIRE
     return state, Action.NONE
 
 

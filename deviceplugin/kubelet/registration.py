@@ -179,13 +179,14 @@ class Registrar:
     def _step(self) -> Action:
         self._settle()
         endpoint = self._endpoint
+        taken = endpoint is not None and endpoint.notified is not None and endpoint.notified[0]
         facts = Facts(
             now=self._clock(),
             kubelet=identify(self._paths.kubelet_socket),
             intact=endpoint is None or endpoint.intact,
             streams=endpoint.streams if endpoint else 0,
             opened=endpoint.streams_opened if endpoint else 0,
-            outcome=self._outcome,
+            outcome=Outcome.ACCEPTED if taken else self._outcome,
         )
         before = self._state
         self._state, action = (watched if self._watcher else announced)(before, facts, random.random)

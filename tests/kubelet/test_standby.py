@@ -13,6 +13,7 @@ import pytest
 from deviceplugin.daemon import Daemon
 from deviceplugin.service import Role
 from deviceplugin.testing import Kubelet, Pod
+from deviceplugin.testing.devices import Endpoint
 from tests.kubelet.serving import RESOURCE, Rack, put_files, running, service_of, serving, wait_until
 
 
@@ -62,7 +63,7 @@ def test_standby_takes_over_from_a_process_that_ends(either: Kubelet, number: si
             assert first.end(number) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
             either.wait_until(lambda: service_of(standby).registrar.standing().streams == 1, "the takeover", timeout=5.0)
             either.wait_for(RESOURCE, healthy=2)
-            ended = either.events.of("stream ended", RESOURCE, since=mark)[0]
+            ended = either.wait_for_event("stream ended", RESOURCE, since=mark)
             assert either.events.of("list", RESOURCE, since=mark)[-1].at - ended.at < 1.0
             assert either.admit(Pod.requesting(RESOURCE, 2))
 
@@ -76,10 +77,15 @@ def test_three_instances_serve_one_after_another(either: Kubelet) -> None:
             wait_until(lambda: any("the kubelet reads the list" in one.log() for one in alive.values()), "an instance that serves")
             either.wait_for(RESOURCE, healthy=1)
             (active,) = (one for one in alive.values() if "the kubelet reads the list" in one.log())
-            mark = len(either.events)
+            endpoint = either.endpoint(RESOURCE)
             active.end(signal.SIGKILL)
             del alive[active.pid]
-            either.wait_for_event("stream ended", RESOURCE, since=mark)
+
+            def over(killed: Endpoint | None = endpoint) -> bool:
+                now = either.endpoint(RESOURCE)
+                return now is not killed or now is None or now.stopped_at is not None
+
+            either.wait_until(over, "the end of the one that was killed")
 
 
 def test_late_end_of_the_old_instance_does_not_cost_the_new_one_its_devices(kubelet: Kubelet) -> None:

@@ -11,6 +11,7 @@ import pytest
 from deviceplugin.kubelet import pluginregistration_v1_pb2 as reg
 from deviceplugin.kubelet.lifecycle import Phase
 from deviceplugin.testing import Kubelet, Pod
+from deviceplugin.testing.clients import Clients, PluginClient
 from tests.kubelet.reception import unary
 from tests.kubelet.serving import RESOURCE, Rack, put_files, running, service_of, serving, wait_until
 
@@ -68,6 +69,25 @@ def test_broken_stream_brings_a_new_socket(watching: Kubelet, monkeypatch: pytes
             watching.wait_for(RESOURCE, healthy=1)
             assert len(sockets(watching)) == 1
             assert sockets(watching) != before
+
+
+def test_socket_that_was_registered_and_got_no_stream_is_followed_by_a_new_one(watching: Kubelet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 1.36 the kubelet closes the connection when it sees, only now, that the socket of the instance before has gone."""
+    monkeypatch.setattr("deviceplugin.kubelet.lifecycle.REDIAL", 0.2)
+    stream, closed = Clients._run, list[str]()
+
+    def run(self: Clients, client: PluginClient) -> None:
+        if closed:
+            stream(self, client)
+        else:
+            closed.append(client.path)
+            self._disconnect(client)
+
+    monkeypatch.setattr(Clients, "_run", run)
+    with serving(watching, Rack("a"), registration="watcher"):
+        watching.wait_for(RESOURCE, healthy=1)
+        assert closed == [watching.events.of("registered", RESOURCE)[0].detail["path"]]
+        assert len(watching.events.of("plugin found", RESOURCE)) == 2
 
 
 def test_removed_socket_is_made_anew(watching: Kubelet) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from deviceplugin.kubelet.lifecycle import (
     BACKOFF_CAP,
@@ -167,6 +168,22 @@ def test_a_stream_that_came_and_went_between_two_looks_brings_the_plugin_watcher
     state, action = watched(State(Phase.REGISTERING), Facts(1.0, opened=1), lambda: 1.0)
     assert (state.phase, action, wake_at(state)) == (Phase.EXPECTING, Action.NONE, 1.0 + REDIAL)
     assert watched(state, Facts(1.0 + REDIAL, opened=1), lambda: 1.0)[1] is Action.RETIRE
+
+
+def test_a_plugin_watcher_that_takes_sockets_and_opens_no_stream_gets_new_ones_ever_more_slowly() -> None:
+    state, waits = State(), []
+    for _ in range(6):
+        state, action = watched(state, Facts(0.0), lambda: 1.0)
+        assert action is Action.ANNOUNCE
+        state, action = watched(state, Facts(0.0, outcome=Outcome.ACCEPTED), lambda: 1.0)
+        assert (state.phase, action) == (Phase.EXPECTING, Action.NONE)
+        waits.append(state.patience)
+        state, action = watched(state, Facts(state.patience, outcome=Outcome.ACCEPTED), lambda: 1.0)
+        assert action is Action.RETIRE
+        state = replace(state, not_before=0.0)
+    assert waits == [REDIAL, 2 * REDIAL, 4 * REDIAL, 8 * REDIAL, EXPECT, EXPECT]
+    state, _ = watched(replace(state, phase=Phase.REGISTERING), Facts(1.0, streams=1, opened=1, outcome=Outcome.ACCEPTED), lambda: 1.0)
+    assert (state.phase, state.failures) == (Phase.SERVING, 0)
 
 
 def test_a_watched_socket_that_was_removed_is_replaced_once_its_stream_has_ended() -> None:
