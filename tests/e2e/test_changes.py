@@ -8,7 +8,7 @@ import signal
 import time
 
 from tests.e2e.daemon import FUSE, files, generic, make_files, running
-from tests.e2e.harness import Node, Pod
+from tests.e2e.harness import Node, Pod, wait_for
 
 SEEN_WITHIN = 1.0  # seconds from a change of the hardware to the kubelet's view of it
 
@@ -61,6 +61,25 @@ def test_registration_through_the_plugin_watcher(node: Node) -> None:
         daemon.send(signal.SIGHUP)
         node.wait_resource("example.com/w", 1)
         node.wait_resource("example.com/fuse", 1)
+
+
+def test_quick_restarts_through_the_plugin_watcher(node: Node) -> None:
+    """Once a second it takes in the socket that went and the one that came: up to 1.36 the first may cost the second its connection."""
+    node.make_device("/dev/fuse", 10, 229)
+    reads = "the kubelet reads the list"
+    with running(node, generic(FUSE, registration="watcher")) as daemon:
+        daemon.wait_log(reads, 30)
+        for number in [signal.SIGTERM, signal.SIGKILL] * 5:
+            before = daemon.log.read_text().count(reads)
+
+            def again(before: int = before) -> bool:
+                return daemon.log.read_text().count(reads) > before
+
+            daemon.restart(number)
+            wait_for(again, 30, "the kubelet to read the list again", (daemon.log,))
+        node.wait_resource("example.com/fuse", 1)
+        with node.pod(Pod.single("after", limits={"example.com/fuse": 1})):
+            assert node.pod_devices("after")
 
 
 def test_cdi_device_reaches_the_container(cdi_node: Node) -> None:
