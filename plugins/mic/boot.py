@@ -113,7 +113,12 @@ class Booter:
                 self._wait(self._host, [f"{cards.CLASS}/{target.name}/state" for target in left], min(_LOOK, remaining))
 
     def underway(self, card: str) -> bool:
-        """Whether a card is on a way that began here and has not taken too long: what it goes through then is no fault."""
+        """Whether a card is on a way that began here and has not taken too long: what it goes through then is no fault.
+
+        Where cards are only waited for, none does: whoever resets one that a container had, its state is what anybody would be told.
+        """
+        if self._goal == "online":
+            return False
         with self._lock:
             course = self._courses.get(card)
             return course is not None and self._clock() - course.since < self._patience

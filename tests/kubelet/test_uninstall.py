@@ -12,7 +12,7 @@ import pytest
 
 from deviceplugin import cli
 from deviceplugin.testing import Kubelet
-from tests.kubelet.serving import FILES, RESOURCE, put_files, running
+from tests.kubelet.serving import FILES, RESOURCE, put_files, running, wait_until
 
 LEAVING = """\
 import os
@@ -66,6 +66,7 @@ def test_nothing_is_touched_while_an_instance_serves(kubelet: Kubelet, capsys: p
     put_files(kubelet, "a")
     with running(kubelet) as one:
         kubelet.wait_for(RESOURCE, healthy=1)
+        wait_until(lambda: any(name.endswith(".status.sock") for name in left(kubelet)), "the last of its sockets")
         before = left(kubelet)
         assert uninstall(kubelet) == 1
         assert capsys.readouterr().err == (

@@ -93,6 +93,17 @@ def test_each_container_gets_a_card_that_was_reset(make: Make, flavour: str) -> 
     assert rig.mics.refused == []
 
 
+def test_a_card_that_is_only_waited_for_is_as_ill_as_it_is(make: Make) -> None:
+    rig = make("kernel")
+    card = rig.mics.add()
+    held = rig.devices()
+    rig.mics.set(card, "resetting")
+    card.due = []
+    with pytest.raises(NotReady):
+        rig.plugin.prepare(held)
+    assert list(rig.health().values()) == ["unhealthy:state: resetting"]
+
+
 def test_a_card_is_well_while_it_is_reset_for_its_own_container_and_not_for_ever(make: Make) -> None:
     rig = make("kernel", prepare="reset", boot={"timeout": 100})
     card = rig.mics.add()
