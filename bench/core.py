@@ -128,7 +128,7 @@ def replicas(client: str) -> list[list[object]]:
     with node() as root:
         config = write(root, FLIPPING + REPLICAS)
         run = lifecycle(
-            client, ["-flip", os.path.join(root, "flip/there"), "-flips", "30", "-restarts", "20"], daemon(root, "--config", config), root
+            client, ["-flip", os.path.join(root, "flip/there"), "-flips", "100", "-restarts", "20"], daemon(root, "--config", config), root
         )
 
     def first_list(text: str) -> float:

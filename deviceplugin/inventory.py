@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import repeat
 from typing import NamedTuple
 
 from msgspec import Struct, field
@@ -116,6 +117,7 @@ class Inventory:
         self._present: dict[tuple[str, str], Device] = {}
         self._tombstones: dict[tuple[str, str], _Tombstone] = {}
         self._generations: dict[str, int] = {}
+        self._wholes: dict[str, list[Row]] = {}
 
     @property
     def book(self) -> HealthBook:
@@ -135,6 +137,7 @@ class Inventory:
         self._present = dict(other._present)
         self._tombstones = dict(other._tombstones)
         self._generations = dict(other._generations)
+        self._wholes = dict(other._wholes)
         self._hooks = other._hooks
 
     def update(self, found: Iterable[Device | Skipped], hooks: Hooks, held: Held = lambda _resource, _id: None) -> tuple[Transition, ...]:
@@ -252,12 +255,7 @@ class Inventory:
             mixed = _drop_mixed_topology(wholes)
             if mixed:
                 warnings = [*warnings, f"{name}: {mixed}"]
-            rows = [
-                Row(row_id, device, health, cause, since)
-                for device_id, device, health, cause, since in wholes
-                for row_id in _row_ids(device_id, rules[name].replicas)
-            ]
-            published[name] = self._snapshot(name, tuple(rows), rules[name], skipped)
+            published[name] = self._snapshot(name, wholes, rules[name], skipped)
         self.skipped, self.warnings = tuple(dict.fromkeys(skipped)), tuple(warnings)
         self.snapshots = published
         return transitions
@@ -289,20 +287,29 @@ class Inventory:
                 transitions.append(Transition(now, self.name, unit, before.health if before else None, after.health, after.cause))
         return tuple(transitions)
 
-    def _snapshot(self, name: str, rows: tuple[Row, ...], sharing: Sharing, skipped: list[Skipped]) -> Snapshot:
+    def _snapshot(self, name: str, wholes: list[Row], sharing: Sharing, skipped: list[Skipped]) -> Snapshot:
         assert self._hooks is not None
         old = self.snapshots.get(name)
-        if old is not None and old.rows == rows and old.sharing == sharing and old.hooks is self._hooks:
+        if old is not None and self._wholes.get(name) == wholes and old.sharing == sharing and old.hooks is self._hooks:
             return old
-        healthy, numa = [row.health is Health.HEALTHY for row in rows], [row.device.numa_nodes for row in rows]
+        rows: list[Row] = []
+        healthy: list[bool] = []
+        numa: list[tuple[int, ...]] = []
+        for whole in wholes:
+            rows += _replicas(whole, sharing.replicas)
+            healthy += repeat(whole.health is Health.HEALTHY, sharing.replicas)
+            numa += repeat(whole.device.numa_nodes, sharing.replicas)
         payload = encode_list([row.id for row in rows], healthy, numa)
         if len(payload) > MAX_MESSAGE_BYTES:
             skipped.append(Skipped(name, list_too_long(name, len(rows), len(payload))))
+            self._wholes.pop(name, None)
             if old is not None:
                 return old
-            rows, payload = (), b""
+            rows, payload = [], b""
+        else:
+            self._wholes[name] = wholes
         generation = old.generation if old is not None and old.payload == payload else self._next_generation(name)
-        return Snapshot(name, generation, rows, payload, self._hooks, sharing)
+        return Snapshot(name, generation, tuple(rows), payload, self._hooks, sharing)
 
     def _next_generation(self, name: str) -> int:
         self._generations[name] = self._generations.get(name, 0) + 1
@@ -319,6 +326,17 @@ def list_too_long(resource: str, rows: int, size: int) -> str:
 
 def _row_ids(device_id: str, replicas: int) -> list[str]:
     return [device_id] if replicas == 1 else [f"{device_id}{REPLICA}{k}" for k in range(replicas)]
+
+
+def _replicas(whole: Row, replicas: int) -> Iterable[Row]:
+    """A device's rows. A health flip makes them all anew while the kubelet waits, so thousands are made without a step of Python for each."""
+    if replicas == 1:
+        return (whole,)
+    _, device, health, cause, since = whole
+    return map(_make_row, zip(_row_ids(whole.id, replicas), repeat(device), repeat(health), repeat(cause), repeat(since), strict=False))
+
+
+_make_row = partial(tuple.__new__, Row)
 
 
 def _copy(device: Device, **changes: object) -> Device:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from deviceplugin.health import HealthBook
+from deviceplugin.inventory import Row
 from deviceplugin.kubelet import deviceplugin_v1beta1_pb2 as pb
 from deviceplugin.model import Device, Health, Recovery, Rule, Sharing, Skipped
 from tests.helpers.core import WIDGET, Shelf, sick
@@ -166,11 +167,13 @@ def test_a_list_beyond_the_limit_of_the_kubelet_keeps_the_old_one_and_says_what_
     assert "lower replicas" not in shelf.reasons()
 
 
-def test_a_first_list_beyond_the_limit_is_empty() -> None:
+def test_a_first_list_beyond_the_limit_is_empty_and_each_look_says_why() -> None:
     shelf = Shelf(sharing={WIDGET: Sharing(replicas=100_000)})
-    shelf.put(Device("a" * 40))
-    assert shelf.listed() == {}
-    assert shelf.snapshot().payload == b""
+    for _ in range(2):
+        shelf.put(Device("a" * 40))
+        assert shelf.listed() == {}
+        assert shelf.snapshot().payload == b""
+        assert "lower replicas" in shelf.reasons()
 
 
 def test_distrust_makes_all_unknown_and_one_good_look_ends_it() -> None:
@@ -185,11 +188,23 @@ def test_distrust_makes_all_unknown_and_one_good_look_ends_it() -> None:
 
 
 def test_what_did_not_change_is_the_same_snapshot() -> None:
-    shelf = Shelf()
+    shelf = Shelf(sharing={WIDGET: Sharing(replicas=100)})
     shelf.put(Device("a", envs={"A": "1"}), Device("b", resource=OTHER))
     before = dict(shelf.inventory.snapshots)
     shelf.put(Device("b", resource=OTHER), Device("a", envs={"A": "1"}))
     assert all(shelf.inventory.snapshots[name] is one for name, one in before.items())
+
+
+def test_replicas_follow_their_device() -> None:
+    shelf = Shelf(sharing={WIDGET: Sharing(replicas=2)})
+    shelf.put(Device("a", numa_nodes=[1]), Device("b"))
+    assert shelf.listed() == dict.fromkeys(("a::0", "a::1", "b::0", "b::1"), "healthy")
+    shelf.put(sick("a"), Device("b"))
+    assert shelf.listed() == {"a::0": "unhealthy:broken", "a::1": "unhealthy:broken", "b::0": "healthy", "b::1": "healthy"}
+    assert {type(row) for row in shelf.snapshot().rows} == {Row}
+    shelf.inventory.share({WIDGET: Sharing(replicas=1)})
+    shelf.put(sick("a"), Device("b"))
+    assert shelf.listed() == {"a": "unhealthy:broken", "b": "healthy"}
 
 
 def test_what_only_a_container_sees_is_published_without_a_new_list() -> None:
