@@ -130,7 +130,7 @@ class Process:
     def _serve(self, daemon: Daemon, orders: Orders) -> int:
         self._tell(daemon)
         daemon.start()
-        threading.Thread(target=self._introduce, args=(daemon,), name="introduction", daemon=True).start()
+        threading.Thread(target=self._settle_down, args=(daemon,), name="introduction", daemon=True).start()
         # What came through a pipe cannot be read again.
         watch = ConfigWatch(daemon.plan.configuration.files, orders.changed) if self._source and not is_pipe(self._source) else None
         if watch:
@@ -174,8 +174,19 @@ class Process:
         log.error("%s was removed on the host and lives on in a mount of this container; only a new container sees the new one: leaving", directory)
         orders.lost()
 
+    def _settle_down(self, daemon: Daemon) -> None:
+        """Off the path to the registration: what can wait."""
+        try:
+            self._introduce(daemon)
+        finally:
+            # What is there by now stays for good. Set aside, it no longer makes each full collection 10 ms long; changes of health wait for those.
+            gc.enable()
+            gc.collect()
+            gc.freeze()
+            memory.trim()
+
     def _introduce(self, daemon: Daemon) -> None:
-        """Off the path to the registration: says what was found, then starts the status server."""
+        """Says what was found, then starts the status server."""
         complete = daemon.wait_first_scan(FIRST_LOOK)
         for name, service in daemon.services.items():
             counts = service.cell.get().counts()
@@ -198,10 +209,6 @@ class Process:
             if not self._stopping:
                 self._server = StatusServer(daemon)
                 self._server.start()
-        # What is there by now stays for good. Set aside, it no longer makes each full collection 10 ms long, and changes of health wait for those.
-        gc.collect()
-        gc.freeze()
-        memory.trim()
 
     def _reload(self, daemon: Daemon, *, told: bool) -> None:
         """All of the new settings or none of them. Unless ``told`` to, it does nothing and says nothing where the outcome is as before."""
