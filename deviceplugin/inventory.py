@@ -54,6 +54,8 @@ class Snapshot(Struct, frozen=True, dict=True):
     payload: bytes
     hooks: Hooks
     sharing: Sharing = field(default_factory=Sharing)
+    wholes: tuple[Row, ...] = ()
+    """What ``rows`` were made of: one for each device, whatever its replicas."""
 
     @cached_property
     def index(self) -> Mapping[str, Row]:
@@ -117,7 +119,6 @@ class Inventory:
         self._present: dict[tuple[str, str], Device] = {}
         self._tombstones: dict[tuple[str, str], _Tombstone] = {}
         self._generations: dict[str, int] = {}
-        self._wholes: dict[str, list[Row]] = {}
 
     @property
     def book(self) -> HealthBook:
@@ -137,7 +138,6 @@ class Inventory:
         self._present = dict(other._present)
         self._tombstones = dict(other._tombstones)
         self._generations = dict(other._generations)
-        self._wholes = dict(other._wholes)
         self._hooks = other._hooks
 
     def update(self, found: Iterable[Device | Skipped], hooks: Hooks, held: Held = lambda _resource, _id: None) -> tuple[Transition, ...]:
@@ -255,7 +255,7 @@ class Inventory:
             mixed = _drop_mixed_topology(wholes)
             if mixed:
                 warnings = [*warnings, f"{name}: {mixed}"]
-            published[name] = self._snapshot(name, wholes, rules[name], skipped)
+            published[name] = self._snapshot(name, tuple(wholes), rules[name], skipped)
         self.skipped, self.warnings = tuple(dict.fromkeys(skipped)), tuple(warnings)
         self.snapshots = published
         return transitions
@@ -287,10 +287,10 @@ class Inventory:
                 transitions.append(Transition(now, self.name, unit, before.health if before else None, after.health, after.cause))
         return tuple(transitions)
 
-    def _snapshot(self, name: str, wholes: list[Row], sharing: Sharing, skipped: list[Skipped]) -> Snapshot:
+    def _snapshot(self, name: str, wholes: tuple[Row, ...], sharing: Sharing, skipped: list[Skipped]) -> Snapshot:
         assert self._hooks is not None
         old = self.snapshots.get(name)
-        if old is not None and self._wholes.get(name) == wholes and old.sharing == sharing and old.hooks is self._hooks:
+        if old is not None and old.wholes == wholes and old.sharing == sharing and old.hooks is self._hooks:
             return old
         rows: list[Row] = []
         healthy: list[bool] = []
@@ -302,14 +302,11 @@ class Inventory:
         payload = encode_list([row.id for row in rows], healthy, numa)
         if len(payload) > MAX_MESSAGE_BYTES:
             skipped.append(Skipped(name, list_too_long(name, len(rows), len(payload))))
-            self._wholes.pop(name, None)
             if old is not None:
                 return old
-            rows, payload = [], b""
-        else:
-            self._wholes[name] = wholes
+            rows, wholes, payload = [], (), b""
         generation = old.generation if old is not None and old.payload == payload else self._next_generation(name)
-        return Snapshot(name, generation, tuple(rows), payload, self._hooks, sharing)
+        return Snapshot(name, generation, tuple(rows), payload, self._hooks, sharing, wholes)
 
     def _next_generation(self, name: str) -> int:
         self._generations[name] = self._generations.get(name, 0) + 1
@@ -330,10 +327,7 @@ def _row_ids(device_id: str, replicas: int) -> list[str]:
 
 def _replicas(whole: Row, replicas: int) -> Iterable[Row]:
     """A device's rows. A health flip makes them all anew while the kubelet waits, so thousands are made without a step of Python for each."""
-    if replicas == 1:
-        return (whole,)
-    _, device, health, cause, since = whole
-    return map(_make_row, zip(_row_ids(whole.id, replicas), repeat(device), repeat(health), repeat(cause), repeat(since), strict=False))
+    return map(_make_row, zip(_row_ids(whole.id, replicas), *map(repeat, whole[1:]), strict=False))
 
 
 _make_row = partial(tuple.__new__, Row)

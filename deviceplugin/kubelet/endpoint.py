@@ -98,7 +98,8 @@ class Endpoint:
         self._on_change = on_change
         self._stopping = threading.Event()
         self._calm = threading.Condition()
-        self._streams: dict[int, int] = {}
+        # By the event that is set when the call is over: the generation last sent, while a thread serves the stream; and the calls that are not over.
+        self._streams: dict[threading.Event, int] = {}
         self._open: set[threading.Event] = set()
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix=f"rpc-{handlers.resource}")
         self._server = self._bind(directory, publish)
@@ -241,38 +242,35 @@ class Endpoint:
 
         An older stream is never ended because a newer came: the kubelet would take it for the end of the newer one.
         """
-        stream = object()
+        gone = threading.Event()
         with self._calm:
             if len(self._streams) >= MAX_STREAMS:
                 log.error("%s: %d streams are open; a further one is refused", self.handlers.resource, MAX_STREAMS)
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} ListAndWatch streams are open")
-            self._streams[id(stream)] = 0
+            self._streams[gone] = 0
+            self._open.add(gone)
             self.streams_opened += 1
-        cell = self.handlers.snapshots
-        gone = threading.Event()
 
-        def over() -> None:
+        def ended() -> None:
             gone.set()
             with self._calm:
                 self._open.discard(gone)
                 self._calm.notify_all()
-            cell.wake()
+            self.handlers.snapshots.wake()
 
-        with self._calm:
-            self._open.add(gone)
         # Called when the client has gone, and when our own end of the stream has been sent.
-        if not context.add_callback(over):
-            over()
+        if not context.add_callback(ended):
+            ended()
         self._on_change()
         try:
-            yield from self._lists(id(stream), gone)
+            yield from self._lists(gone)
         finally:
             with self._calm:
-                del self._streams[id(stream)]
+                del self._streams[gone]
                 self._calm.notify_all()
             self._on_change()
 
-    def _lists(self, stream: int, gone: threading.Event) -> Iterator[bytes]:
+    def _lists(self, gone: threading.Event) -> Iterator[bytes]:
         cell = self.handlers.snapshots
         sent = 0
 
@@ -289,7 +287,7 @@ class Endpoint:
             first, sent = not sent, snapshot.generation
             self._tally.count("lists", resource=self.handlers.resource)
             yield snapshot.payload
-            self._streams[stream] = sent
+            self._streams[gone] = sent
             if first:
                 self._on_change()
             if self._stopping.wait(COALESCE):

@@ -104,7 +104,7 @@ def announced(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[
                 return state, Action.NONE
             if moved:  # another kubelet: what the last one answered does not count
                 state = replace(state, failures=0, not_before=now)
-            if now < state.not_before:
+            if not _due(state, now):
                 return state, Action.NONE
             return State(Phase.REGISTERING, now, facts.kubelet, state.failures), Action.ANNOUNCE
         case Phase.REGISTERING | Phase.EXPECTING if facts.streams == 0 and facts.opened == 0:
@@ -133,7 +133,7 @@ def watched(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[St
     """The next step with the plugins_registry directory, where the kubelet finds the socket and asks. It finds it again by itself after a restart."""
     now = facts.now
     if state.phase is Phase.DOWN:
-        if now < state.not_before:
+        if not _due(state, now):
             return state, Action.NONE
         return State(Phase.REGISTERING, now, failures=state.failures), Action.ANNOUNCE
     if facts.outcome is Outcome.FAILED:  # the socket could not be made
@@ -147,9 +147,8 @@ def watched(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[St
     if state.phase is Phase.SERVING or (state.phase is Phase.REGISTERING and (facts.opened > 0 or facts.outcome is Outcome.ACCEPTED)):
         # The stream is over, perhaps between two looks; or the kubelet knows this socket and may never open one: up to 1.36 the removal of another
         # instance's socket, which it sees at the same moment, closes the connection to ours (DeRegisterPlugin in handler.go asks by name).
-        patience = min(REDIAL * 2.0 ** min(state.failures, 10), EXPECT)
-        return replace(state, phase=Phase.EXPECTING, since=now, patience=patience), Action.NONE
-    if state.phase is Phase.EXPECTING and now >= state.since + state.patience:
+        return replace(state, phase=Phase.EXPECTING, since=now, patience=_patience(REDIAL, state.failures)), Action.NONE
+    if state.phase is Phase.EXPECTING and _due(state, now):
         # The kubelet did not come back to this socket. It looks again only at a socket that is new.
         return _down(replace(state, failures=state.failures + 1), now, 0.0), Action.RETIRE
     return state, Action.NONE
@@ -166,6 +165,17 @@ def wake_at(state: State) -> float | None:
     return None
 
 
+def _due(state: State, now: float) -> bool:
+    """Whether the time has come that :func:`wake_at` names. Reckoned in any other way it could differ by rounding, and be waited for in vain."""
+    due = wake_at(state)
+    return due is not None and now >= due
+
+
+def _patience(first: float, failures: int) -> float:
+    """Seconds to wait for a stream: ``first``, twice as many after each failure, and never more than EXPECT."""
+    return min(first * 2.0 ** min(failures, 10), EXPECT)
+
+
 def _down(state: State, now: float, delay: float) -> State:
     return State(Phase.DOWN, now, state.kubelet, state.failures, now + delay)
 
@@ -173,7 +183,7 @@ def _down(state: State, now: float, delay: float) -> State:
 def _awaiting(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[State, Action]:
     now = facts.now
     if state.phase is Phase.EXPECTING:
-        if now < state.since + state.patience:
+        if not _due(state, now):
             return state, Action.NONE
         failures = state.failures + 1
         return _down(replace(state, failures=failures), now, backoff(failures, jitter())), Action.RETIRE
@@ -181,8 +191,7 @@ def _awaiting(state: State, facts: Facts, jitter: Callable[[], float]) -> tuple[
         case None:
             return state, Action.NONE
         case Outcome.ACCEPTED:
-            patience = min(PROMPT * 2.0 ** min(state.failures, 10), EXPECT)
-            return replace(state, phase=Phase.EXPECTING, since=now, patience=patience), Action.NONE
+            return replace(state, phase=Phase.EXPECTING, since=now, patience=_patience(PROMPT, state.failures)), Action.NONE
         case Outcome.UNKNOWN:
             return replace(state, phase=Phase.EXPECTING, since=now, patience=EXPECT), Action.NONE
         case Outcome.REFUSED:
@@ -198,6 +207,6 @@ def _outlived(state: State, facts: Facts) -> tuple[State, Action]:
         return (state if state.odd_since is None else replace(state, odd_since=None)), Action.NONE
     if state.odd_since is None:
         return replace(state, odd_since=facts.now), Action.NONE
-    if facts.now >= state.odd_since + ZOMBIE:
+    if _due(state, facts.now):
         return _down(replace(state, failures=0), facts.now, 0.0), Action.RETIRE
     return state, Action.NONE

@@ -174,7 +174,7 @@ class Sequence:
 
     def restart_daemon(self) -> None:
         self.machine.stop()
-        self.kubelet.wait_for(AF_NLB0, healthy=0)  # it has seen the stream end: until then it goes on with what it last heard
+        self.kubelet.wait_gone(AF_NLB0)
         self.machine.start()
 
     def reboot(self) -> None:
